@@ -1,0 +1,112 @@
+"""The noise adapter q(z|y,c): a convolutional residual network with FiLM conditioning on the inverse problem's id c.
+
+Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes small, base and large are the authors'.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOGVAR_RANGE = (-10.0, 2.0)
+
+
+class FiLM(nn.Module):
+    """gamma(c) * h + beta(c) per channel, initialised to the identity."""
+
+    def __init__(self, embedding_size: int, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(embedding_size, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        with torch.no_grad():
+            self.linear.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        gamma, beta = self.linear(embedding)[:, :, None, None].chunk(2, dim=1)
+        return gamma * h + beta
+
+
+class ResidualBlock(nn.Module):
+    """(GroupNorm - SiLU - conv3x3 - FiLM) twice, with a 1x1 shortcut where the channels change."""
+
+    def __init__(self, in_channels: int, channels: int, embedding_size: int, norm_groups: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(norm_groups, in_channels), nn.GroupNorm(norm_groups, channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film1, self.film2 = FiLM(embedding_size, channels), FiLM(embedding_size, channels)
+        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.film1(self.conv1(F.silu(self.norm1(x))), embedding)
+        h = self.film2(self.conv2(F.silu(self.norm2(h))), embedding)
+        return self.shortcut(x) + h
+
+
+class NoiseAdapter(nn.Module):
+    """Mean and log-variance of q(z|y,c), a diagonal Gaussian over the flow map's noise.
+
+    The defaults are the paper's "base" for 256x256x3 images and 32x32x4 latents. Four stages; a stride-2 convolution follows
+    a stage while the resolution is above the latent's.
+
+    Args:
+        image_size, image_channels: of the observation as an image, `operator.to_image(y)`.
+        latent_size, latent_channels: of z; `image_size` must be `latent_size` times a power of two.
+        num_problems: number of inverse-problem ids.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 256,
+        image_channels: int = 3,
+        latent_size: int = 32,
+        latent_channels: int = 4,
+        num_problems: int = 6,
+        channels: int = 64,
+        channel_multipliers: tuple[int, ...] = (1, 2, 4, 4),
+        blocks_per_stage: int = 2,
+        embedding_size: int = 256,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        self.embedding = nn.Sequential(
+            nn.Embedding(num_problems, embedding_size),
+            nn.Linear(embedding_size, embedding_size),
+            nn.SiLU(),
+            nn.Linear(embedding_size, embedding_size),
+        )
+        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.stages = nn.ModuleList()
+        width, size = channels, image_size
+        for multiplier in channel_multipliers:
+            stage = nn.ModuleList()
+            for _ in range(blocks_per_stage):
+                stage.append(ResidualBlock(width, channels * multiplier, embedding_size, norm_groups))
+                width = channels * multiplier
+            if size > latent_size:
+                stage.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                size //= 2
+            self.stages.append(stage)
+        if size != latent_size:
+            raise ValueError(
+                f"image_size {image_size} does not reach latent_size {latent_size} in {len(channel_multipliers)} halvings"
+            )
+        self.middle = nn.ModuleList(ResidualBlock(width, width, embedding_size, norm_groups) for _ in range(2))
+        self.norm_out = nn.GroupNorm(norm_groups, width)
+        self.conv_out = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
+        # q starts at the prior N(0, I), so joint training begins from the unconditional flow map.
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, observation: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
+        """Args: observation [B,C,H,W]; problem [B] ids. Returns mean and log-variance, each [B,c,h,w]."""
+        embedding = self.embedding(problem)
+        h = self.conv_in(observation)
+        for stage in self.stages:
+            for layer in stage:
+                h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        mean, logvar = self.conv_out(F.silu(self.norm_out(h))).chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)

@@ -1,0 +1,79 @@
+"""Samplers with a noise adapter: variational flow maps and the frozen adapter.
+
+Source: Variational Flow Maps (arXiv 2603.07276), algorithm 1: z ~ q(z|y,c), then K steps of the flow map.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from vfmbench.methods.adapter import NoiseAdapter
+
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.interfaces import Options as BaseOptions
+from vfmbench.models.flow import FlowModel
+from vfmbench.models.metering import Meter
+from vfmbench.models.sit import SiT
+
+
+class AdapterSampler:
+    """Draws z from the adapter and runs the flow map over a uniform grid from t = 1 to 0."""
+
+    class Options(BaseOptions):
+        steps: int = Field(1, ge=1, le=1000, description="evaluations of the flow map per sample")
+
+    weights: ClassVar[tuple[str, ...]]
+
+    def __init__(self, suite: Suite, options: Options, device: torch.device):
+        self._steps = options.steps
+        self.meter = Meter(device)
+        self._codec = suite.codec(device)
+        adapter_file, flow_file = suite.weights.load(self.weights[0]), suite.weights.load(self.weights[-1])
+        architecture = adapter_file.entry["architecture"]
+        self._problems: list[str] = adapter_file.entry["problems"]
+        self._adapter = NoiseAdapter(**architecture["adapter"])
+        self._adapter.load_state_dict(adapter_file.part("adapter"))
+        self._adapter.eval().requires_grad_(False).to(device)
+        network = SiT(**architecture["flow"])
+        network.load_state_dict(flow_file.part("flow"))
+        self._flow = FlowModel(network.to(device), suite.latent_shape, suite.num_classes or None, self.meter)
+
+    @classmethod
+    def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        known = suite.weights.entry(cls.weights[0])["problems"]
+        if task.problem in known:
+            return True, ""
+        return False, f"its adapter was not trained on the problem {task.problem!r}; it knows {', '.join(known)}"
+
+    def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
+        mean, logvar = self._posterior_noise(measurement)
+        z = mean.repeat_interleave(num_samples, 0)
+        z = z + (0.5 * logvar).exp().repeat_interleave(num_samples, 0) * noise.normal(z.shape[1:], draw=0)
+        label = measurement.label.repeat_interleave(num_samples, 0)
+        x = z
+        for step in range(self._steps):
+            t, r = 1 - step / self._steps, 1 - (step + 1) / self._steps
+            x = x - (t - r) * self._flow.average_velocity(x, t, r, label)
+        images = self._codec.decode(x)
+        return Samples(images.unflatten(0, (len(measurement), num_samples)), x.unflatten(0, (len(measurement), num_samples)))
+
+    def _posterior_noise(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        observation = measurement.operator.to_image(measurement.y)
+        problem = torch.full_like(measurement.label, self._problems.index(measurement.problem))
+        with torch.no_grad(), self.meter.measure("adapter_forwards", len(observation)):
+            return self._adapter(observation, problem)
+
+
+class VFM(AdapterSampler):
+    """Flow map and adapter trained jointly."""
+
+    weights = ("vfm",)
+
+
+class FrozenAdapter(AdapterSampler):
+    """The adapter trained alone, on the pre-trained flow map."""
+
+    weights = ("frozen_adapter", "flow")

@@ -1,0 +1,39 @@
+"""Operators that keep or drop pixels: denoising and inpainting."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from vfmbench.tasks.operators.base import BatchedOperator, ImageShape
+
+
+class Identity(BatchedOperator):
+    """A = I; adjoint and exact pseudo-inverse are I too."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x
+
+    _adjoint = _pinv = _forward
+
+
+class Mask(BatchedOperator):
+    """A x = m x with a binary mask of its own for every image; A = A^T = A^+ exactly.
+
+    A measurement also holds noise where m = 0, and `to_image` shows it, as the paper's adapter is trained on it. Nothing else
+    depends on those entries, not even if they are NaN.
+
+    Args:
+        observed: bool [B,1,H,W], True where a pixel is kept, in all channels.
+        image_shape: (C, H, W).
+    """
+
+    observed: Tensor
+    _per_row = ("observed",)
+
+    def __init__(self, observed: Tensor, image_shape: ImageShape):
+        super().__init__(len(observed), image_shape)
+        self.observed = observed
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.where(self.observed, 0)
+
+    _adjoint = _pinv = _forward

@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from vfmbench.models.sit import SiT, sinusoidal_position_grid
+
+SMALL = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 3,
+    "hidden_size": 32,
+    "depth": 4,
+    "dmf_depth": 3,
+    "num_heads": 4,
+    "num_classes": 5,
+}
+
+
+def random_sit(**changes):
+    torch.manual_seed(0)
+    network = SiT(**{**SMALL, **changes}).double()
+    # adaLN-Zero starts at a zero output, which would hide every error.
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def inputs(batch=3):
+    torch.manual_seed(1)
+    x = torch.randn(batch, 3, 8, 8, dtype=torch.float64)
+    t, r = torch.rand(2, batch, dtype=torch.float64)
+    return x, t, r, torch.tensor([0, 4, 5])[:batch]
+
+
+def test_fused_and_matrix_product_attention_agree():
+    network = random_sit()
+    x, t, r, label = inputs()
+    difference = network(x, t, r, label) - network(x, t, r, label, fused_attention=False)
+    assert difference.abs().max() < 1e-12
+
+
+def test_forward_mode_derivative_against_finite_difference():
+    network = random_sit()
+    x, t, r, label = inputs()
+    direction = torch.randn_like(x)
+
+    def function(x, t):
+        return network(x, t, r, label, fused_attention=False)
+
+    _, derivative = torch.func.jvp(function, (x, t), (direction, torch.ones_like(t)))
+    step = 1e-5
+    finite = (function(x + step * direction, t + step) - function(x - step * direction, t - step)) / (2 * step)
+    assert (derivative - finite).abs().max() < 1e-7
+
+
+def test_late_blocks_see_r_and_early_blocks_see_t():
+    network = random_sit()
+    x, t, r, label = inputs()
+    seen = []
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1]))
+    network(x, t, r, label)
+    early, late = (network.t_embedder(time) + network.y_embedder(label) for time in (t, r))
+    assert all(torch.equal(condition, early) for condition in seen[:3])
+    assert torch.equal(seen[3], late)
+
+
+def test_rows_are_independent():
+    network = random_sit()
+    x, t, r, label = inputs()
+    assert (network(x, t, r, label)[1:2] - network(x[1:2], t[1:2], r[1:2], label[1:2])).abs().max() < 1e-12
+
+
+def test_sit_b2_has_the_published_layout():
+    network = SiT()
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    assert 130e6 < trained < 131e6
+    names = set(network.state_dict())
+    for name in (
+        "x_embedder.proj.weight",
+        "t_embedder.mlp.0.weight",
+        "t_embedder.mlp.2.bias",
+        "y_embedder.embedding_table.weight",
+        "pos_embed",
+        "blocks.11.attn.qkv.weight",
+        "blocks.11.attn.proj.bias",
+        "blocks.11.mlp.fc1.weight",
+        "blocks.11.mlp.fc2.weight",
+        "blocks.11.adaLN_modulation.1.weight",
+        "final_layer.linear.weight",
+        "final_layer.adaLN_modulation.1.bias",
+    ):
+        assert name in names
+    assert {name.split(".")[0] for name in names} == {
+        "x_embedder",
+        "t_embedder",
+        "y_embedder",
+        "pos_embed",
+        "blocks",
+        "final_layer",
+    }
+    assert network.state_dict()["y_embedder.embedding_table.weight"].shape == (1001, 768)
+
+
+def test_patches_return_to_their_place():
+    """With the blocks and modulation off, each output patch is a linear map of its own token only."""
+    network = random_sit(depth=1, dmf_depth=1)
+    for parameter in network.blocks.parameters():
+        torch.nn.init.zeros_(parameter)
+    x, t, r, label = inputs(1)
+    changed = x.clone()
+    changed[:, :, 2:4, 6:8] += 1
+    difference = (network(changed, t, r, label) - network(x, t, r, label)).abs().amax(dim=(0, 1))
+    assert (difference[2:4, 6:8] > 0).all()
+    difference[2:4, 6:8] = 0
+    assert difference.max() == 0
+
+
+def test_position_embedding_has_distinct_rows_and_unit_pairs():
+    grid = sinusoidal_position_grid(32, 4)
+    assert grid.shape == (16, 32)
+    assert len({tuple(row) for row in grid.tolist()}) == 16
+    assert torch.allclose(grid.square().sum(1), torch.full((16,), 16.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"), [({"patch_size": 3}, "patch_size"), ({"dmf_depth": 5}, "dmf_depth"), ({"num_heads": 5}, "num_heads")]
+)
+def test_impossible_sizes_are_named(changes, word):
+    with pytest.raises(ValueError, match=word):
+        SiT(**{**SMALL, **changes})

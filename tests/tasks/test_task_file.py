@@ -1,0 +1,94 @@
+"""Tasks from a user's YAML file."""
+
+import pytest
+import torch
+from vfmbench.tasks.problems import Denoise, GaussianDeblur
+from vfmbench.tasks.task_file import load_task_file
+
+from vfmbench.interfaces import UserError
+
+PROBLEMS = {"denoise": Denoise, "gaussian_deblur": GaussianDeblur}
+GOOD = """\
+# a mild blur
+name: light_blur
+task: gaussian_deblur
+options:
+  kernel_size: 5
+  std: 1.5
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, overrides=None, shape=(1, 8, 8)):
+        (tmp_path / "mine.yaml").write_text(text)
+        return load_task_file(tmp_path / "mine.yaml", shape, overrides or {}, PROBLEMS)
+
+    return load
+
+
+def test_a_file_becomes_a_task(load):
+    task = load(GOOD)
+    assert (task.name, task.problem) == ("light_blur", "gaussian_deblur")
+    assert (task.options.kernel_size, task.options.std, task.options.noise_std) == (5, 1.5, 0.05)
+    index = torch.arange(2)
+    images = torch.zeros(2, 1, 8, 8)
+    builtin = GaussianDeblur((1, 8, 8), GaussianDeblur.Options(kernel_size=5, std=1.5))
+    assert torch.equal(task.measure(images, index, index, 0).y, builtin.measure(images, index, index, 0).y)
+
+
+@pytest.mark.parametrize("text", ["task: denoise\n", "task: denoise\noptions:\n", "task: denoise\noptions: {}\n"])
+def test_name_and_options_are_optional(load, text):
+    task = load(text)
+    assert (task.name, task.options) == ("mine", Denoise.Options())
+
+
+def test_overrides_replace_the_files_options(load):
+    options = load(GOOD, {"std": 0.5, "noise_std": 0}).options
+    assert (options.kernel_size, options.std, options.noise_std) == (5, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: denoise\nnoise: 3\n", r"mine\.yaml:2: Unknown key 'noise'.*Available: name, options, task"),
+        ("task: denoise\n\noption: {}\n", r"mine\.yaml:3: Unknown key 'option'\. Did you mean 'options'\?"),
+        ("name: x\ntask: denois\n", r"mine\.yaml:2: Unknown task 'denois'\. Did you mean 'denoise'\?"),
+        ("task: [1, 2]\n", r"mine\.yaml:1: Unknown task"),
+        ("name: x\n", r"mine\.yaml: key 'task' is missing; it must be one of denoise, gaussian_deblur"),
+        (GOOD.replace("std:", "sdt:"), r"mine\.yaml:6: Unknown option of gaussian_deblur 'sdt'\. Did you mean 'std'\?"),
+        (GOOD.replace("1.5", "-1.5"), r"mine\.yaml:6: option 'std' of gaussian_deblur: .*greater than 0, not -1\.5"),
+        (GOOD.replace("1.5", "wide"), r"mine\.yaml:6: option 'std' of gaussian_deblur: .*number.*, not 'wide'"),
+        (GOOD.replace("size: 5", "size: 4"), r"mine\.yaml: light_blur: kernel_size must be odd, not 4"),
+        (GOOD + "  std: 2\n", r"mine\.yaml:7: key 'std' was already given in line 6"),
+        (GOOD + "task: denoise\n", r"mine\.yaml:7: key 'task' was already given in line 3"),
+        ("task: denoise\noptions: [1]\n", r"mine\.yaml:2: options must be a mapping"),
+        ("task: denoise\nname: 3\n", r"mine\.yaml:2: name must be a non-empty text, not 3"),
+        ("task: denoise\n1: 2\n", r"mine\.yaml:2: keys must be plain names"),
+        ("task: denoise\n? [a]\n: 2\n", r"mine\.yaml:2: keys must be plain names"),
+        ("- denoise\n", "must be a mapping"),
+        ("denoise\n", "must be a mapping"),
+        ("", "key 'task' is missing"),
+        ("task: denoise\n  x: [\n", r"mine\.yaml:2: not valid YAML"),
+        ("task: !!python/object/apply:os.getcwd []\n", r"mine\.yaml:1: not valid YAML"),
+        ("task: denoise\n---\ntask: denoise\n", r"mine\.yaml:\d+: not valid YAML"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(load, text, message):
+    with pytest.raises(UserError, match=message):
+        load(text)
+
+
+def test_a_wrong_override_is_not_blamed_on_the_file(load):
+    with pytest.raises(UserError, match=r"^override of light_blur: Unknown option of gaussian_deblur 'sdt'"):
+        load(GOOD, {"sdt": 1})
+    with pytest.raises(UserError, match=r"^override of light_blur: option 'std'"):
+        load(GOOD, {"std": 0})
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.yaml: cannot be read"):
+        load_task_file(tmp_path / "missing.yaml", (1, 8, 8), {}, PROBLEMS)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml: cannot be read"):
+        load_task_file(tmp_path / "binary.yaml", (1, 8, 8), {}, PROBLEMS)

@@ -1,0 +1,45 @@
+"""The rooms of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("vfmbench.methods", "vfmbench.baselines", "vfmbench.tasks")
+
+# Package -> what it must not import. The harness knows no particular method, baseline, operator or data set.
+FORBIDDEN = {
+    "vfmbench": OUTSIDE,
+    "vfmbench/interfaces.py": ("vfmbench.",),
+    "vfmbench/randomness.py": ("vfmbench.",),
+    "vfmbench/models": ("vfmbench.running", "vfmbench.metrics", "vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
+    "vfmbench/metrics": ("vfmbench.running", "vfmbench.training", "vfmbench.reporting", "vfmbench.models", "vfmbench.cli"),
+    "vfmbench/running": ("vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
+    "vfmbench/training": ("vfmbench.running", "vfmbench.reporting", "vfmbench.cli"),
+    "vfmbench/reporting": ("vfmbench.training", "vfmbench.cli"),
+    "tasks": ("vfmbench.methods", "vfmbench.baselines", "vfmbench.running", "vfmbench.metrics", "vfmbench.training"),
+    "methods": ("vfmbench.baselines", "vfmbench.tasks", "vfmbench.running", "vfmbench.metrics", "vfmbench.reporting"),
+    "baselines": ("vfmbench.methods", "vfmbench.tasks", "vfmbench.running", "vfmbench.metrics", "vfmbench.training"),
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_room_imports_nothing_upstream(room):
+    target = ROOT / room
+    files = [target] if target.is_file() else sorted(target.rglob("*.py"))
+    assert files
+    for file in files:
+        for module in imported_modules(file):
+            for forbidden in FORBIDDEN[room]:
+                assert not (module + ".").startswith(forbidden.rstrip(".") + "."), f"{file.relative_to(ROOT)} imports {module}"

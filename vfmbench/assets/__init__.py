@@ -1,0 +1,1 @@
+"""Small trained weights of the embedded suites, a folder each, with a manifest."""

@@ -1,0 +1,238 @@
+"""The command line: parses, builds configuration objects, makes one call each, prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vfmbench.interfaces import UserError
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vfmbench",
+        description="Measure posterior samplers of inverse problems: `vfmbench run --method vfm --task gaussian_deblur`.",
+        epilog="Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 weights or data missing; 75 interrupted.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="Python file that registers further parts"
+    )
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    running = argparse.ArgumentParser(add_help=False, parents=[common])
+    running.add_argument("--suite", default="digits", help="data, networks and feature spaces (default: digits)")
+    running.add_argument("--split", default="test", choices=["test", "validation"])
+    running.add_argument("--num-images", type=int, metavar="N", help="first N images of the split (default: the suite's)")
+    running.add_argument("--samples", type=int, metavar="K", help="posterior samples of each image (default: the suite's)")
+    running.add_argument("--seed", type=int, default=0, help="of operators, noise and samplers (default: 0)")
+    running.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="e.g. task.std=1.5 method.step_size=0.3",
+    )
+    running.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    running.add_argument("--batch-size", default="auto", metavar="N", help="samples in one batch (default: auto, the suite's)")
+    running.add_argument(
+        "--out", default="results/runs", metavar="DIR", help="where run directories go (default: results/runs)"
+    )
+    running.add_argument("--metrics", metavar="A,B", help="only these metrics (default: all)")
+    running.add_argument("--fresh", action="store_true", help="start over instead of resuming")
+    running.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+
+    run = commands.add_parser("run", parents=[running], help="sample and score one method on one task")
+    run.add_argument("--method", required=True)
+    run.add_argument("--task", required=True, help="a task of the suite, or a YAML file that defines one")
+    run.add_argument("--steps", type=int, metavar="N", help="network steps of the method: --set method.steps=N")
+    run.set_defaults(handler=_run)
+
+    compare = commands.add_parser("compare", parents=[running], help="several methods and tasks, then one table")
+    compare.add_argument("--methods", metavar="A,B", help="default: all")
+    compare.add_argument("--tasks", metavar="C,D", help="default: all of the suite")
+    compare.set_defaults(handler=_compare)
+
+    preview = commands.add_parser(
+        "preview", parents=[running], help="draw truth, observation, adjoint and pseudo-inverse of a task"
+    )
+    preview.add_argument("--task", required=True)
+    preview.set_defaults(handler=_preview)
+
+    train = commands.add_parser("train", parents=[common], help="train one stage of a suite's networks, or all")
+    train.add_argument("stage", help="features, flow, frozen_adapter, vfm or all")
+    train.add_argument("--suite", default="digits")
+    train.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="overrides")
+    train.add_argument("--out", metavar="DIR", help="default: results/training/SUITE")
+    train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    train.add_argument("--fresh", action="store_true", help="start over instead of resuming")
+    train.set_defaults(handler=_train)
+
+    listing = commands.add_parser("list", parents=[common], help="what is installed")
+    listing.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])
+    listing.set_defaults(handler=_list)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from vfmbench.registry import load_plugin
+
+        for path in options.plugin:
+            load_plugin(path)
+        return options.handler(options)
+    except UserError as error:
+        if options.debug:
+            raise
+        print(f"vfmbench: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("vfmbench: interrupted; what was finished is saved, the same command resumes.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"vfmbench: failed: {type(error).__name__}: {error} (--debug shows the traceback)", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+    """One RunConfig for each (method, task)."""
+    from vfmbench.config import RUN_SECTIONS, RunConfig, parse_overrides, validate
+
+    overrides = parse_overrides(options.overrides, RUN_SECTIONS)
+    if getattr(options, "steps", None) is not None:
+        overrides.setdefault("method", {})["steps"] = options.steps
+    values = {
+        "suite": options.suite,
+        "split": options.split,
+        "num_images": options.num_images,
+        "samples": options.samples,
+        "seed": options.seed,
+        "options": overrides,
+        "device": options.device,
+        "batch_size": None if options.batch_size == "auto" else options.batch_size,
+        "out": options.out,
+        "metrics": _split(options.metrics),
+        "fresh": options.fresh,
+    }
+    return [validate(RunConfig, {**values, "method": method, "task": task}, "--") for method, task in pairs]
+
+
+def _run(options: argparse.Namespace) -> int:
+    from vfmbench.interfaces import Status
+    from vfmbench.reporting import console, grid, tables
+    from vfmbench.running.runner import execute, plan
+
+    checked = plan(_configs(options, [(options.method, options.task)])[0])
+    with console.progress(f"{options.method} on {options.task}") as update:
+        result = execute(checked, update)
+    if result.status != Status.DONE:
+        print(f"vfmbench: {result.reason}", file=sys.stderr)
+        return UserError.exit_code
+    picture = grid.posterior_grid(checked)
+    if options.json:
+        print(json.dumps(tables.run_document(result)))
+    else:
+        console.OUT.print(tables.run_table(result))
+        console.OUT.print(
+            f"{tables.cost_line(result)}\nSamples, records and metrics: {result.store.directory}\nPicture: {picture}"
+        )
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from vfmbench.interfaces import Status
+    from vfmbench.registry import samplers, suites
+    from vfmbench.reporting import console, grid, tables
+    from vfmbench.running.runner import execute, plan
+
+    methods = _split(options.methods) or samplers.names()
+    tasks = _split(options.tasks) or list(suites.get(options.suite)({}).task_names)
+    plans = [plan(config) for config in _configs(options, [(method, task) for task in tasks for method in methods])]
+    results: dict[str, dict[str, Any]] = {task: {} for task in tasks}
+    for checked in plans:
+        identity = checked.identity
+        with console.progress(f"{identity.method} on {identity.task}") as update:
+            result = execute(checked, update)
+        if result.status == Status.DONE:
+            grid.posterior_grid(checked)
+        results[identity.task][identity.method] = result
+    if options.json:
+        print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
+    else:
+        for task, row in results.items():
+            console.OUT.print(tables.comparison_table(task, row))
+        console.OUT.print(tables.COMPARISON_NOTE)
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from vfmbench.reporting import grid
+    from vfmbench.running.runner import plan
+
+    checked = plan(_configs(options, [("adjoint", options.task)])[0])
+    print(grid.task_preview(checked))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from vfmbench.config import parse_overrides
+    from vfmbench.registry import suites
+    from vfmbench.reporting import console
+    from vfmbench.running.runner import choose_device
+    from vfmbench.training.train import train
+
+    sections = ["data", "weights"]
+    suite = suites.get(options.suite)
+    stages = list(suite({}).training)
+    overrides = parse_overrides(options.overrides, [*sections, *stages])
+    built = suite({section: overrides.pop(section, {}) for section in sections})
+    out = Path(options.out) if options.out else Path("results/training") / built.name
+    train(options.stage, built, overrides, out, choose_device(options.device), options.fresh, console.ERR)
+    print(f"Weights: {out} (use them with --set weights.path={out})")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from vfmbench import registry
+
+    registries = {
+        "methods": registry.samplers,
+        "tasks": registry.tasks,
+        "suites": registry.suites,
+        "metrics": registry.metrics,
+        "stages": registry.stages,
+    }
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"vfmbench: warning: {message}", file=sys.stderr)
+        for kind, entries in registries.items():
+            if options.kind in (None, kind):
+                print(f"{kind}:")
+                for name, target in entries.load_all().items():
+                    summary = (target.__doc__ or "").strip().partition("\n")[0]
+                    print(f"  {name:<22}{summary}")
+                    if kind == "suites":
+                        print(f"  {'':<22}tasks: {', '.join(target({}).task_names)}")
+    return 0

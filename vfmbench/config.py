@@ -1,0 +1,112 @@
+"""Validated configuration: what a user may ask for, how `key=value` overrides reach it, what makes two runs the same run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vfmbench.interfaces import Options, UserError
+from vfmbench.registry import unknown_name
+
+OptionsType = TypeVar("OptionsType", bound=BaseModel)
+
+RUN_SECTIONS = ("method", "task", "data", "weights")
+
+
+class RunConfig(BaseModel):
+    """One run as the user asks for it. None means: the suite's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    task: str
+    suite: str = "digits"
+    split: Literal["test", "validation"] = "test"
+    num_images: int | None = Field(None, ge=1)
+    samples: int | None = Field(None, ge=1, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**63)
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="overrides by section: " + ", ".join(RUN_SECTIONS)
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int | None = Field(None, ge=1, description="samples in one batch")
+    out: Path = Path("results/runs")
+    metrics: tuple[str, ...] | None = None
+    fresh: bool = False
+
+
+class RunIdentity(BaseModel):
+    """All that a result depends on, fully resolved. Equal identities share a directory; device and batch size are not part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str
+    suite_options: dict[str, Any]
+    dataset_sha256: str
+    split: str
+    task: str
+    problem: str
+    task_options: dict[str, Any]
+    method: str
+    method_options: dict[str, Any]
+    weights_sha256: dict[str, str]
+    num_images: int
+    samples: int
+    seed: int
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def validate(model: type[OptionsType], values: Mapping[str, Any], prefix: str = "") -> OptionsType:
+    """Builds `model`, or raises UserError: one sentence that names the field, what is allowed, and the nearest key."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(" ".join(_explain(problem, model, prefix) for problem in error.errors())) from None
+
+
+def _explain(problem: Any, model: type[BaseModel], prefix: str) -> str:
+    key = prefix + ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return str(unknown_name("key", key, [prefix + name for name in model.model_fields]))
+    if problem["type"] == "missing":
+        return f"{key} is required."
+    return f"{key}: {problem['msg']}, got {problem['input']!r}."
+
+
+def parse_overrides(pairs: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`["method.steps=4", "task.std=1.5"]` -> {"method": {"steps": 4}, "task": {"std": 1.5}}; values are YAML.
+
+    Raises UserError for a pair without "=", an unknown section or a value that is not YAML.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        section, dot, name = key.partition(".")
+        if not equals:
+            raise UserError(f"--set takes key=value, got {pair!r}.")
+        if not dot or section not in sections:
+            near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}.{name or section}'?" if near else ""
+            raise UserError(f"--set {key!r}: keys begin with one of {', '.join(s + '.' for s in sections)}.{hint}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
+        result.setdefault(section, {})[name] = value
+    return result
+
+
+def dump(options: Options) -> dict[str, Any]:
+    return options.model_dump(mode="json")

@@ -1,0 +1,307 @@
+"""The vocabulary of vfmbench: what a suite, task, operator, sampler, metric and feature space are to each other.
+
+Conventions that hold everywhere:
+
+* images are float tensors [B,C,H,W] in [-1, 1], or uint8 where the name says so;
+* time runs from t = 1 (noise) to t = 0 (data);
+* randomness comes from a `NoiseSource`, never from a global generator, so that a result depends neither on batch size
+  nor on sharding nor on order;
+* a sampler sees a `Measurement` and never the true image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+
+class Status(StrEnum):
+    """State of a run or of one image. A closed set: tables show it, and means count only what is `done`."""
+
+    DONE = "done"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    SKIPPED = "skipped"
+    INTERRUPTED = "interrupted"
+    MISSING = "missing"
+
+
+class UserError(Exception):
+    """Something the user can put right: unknown name, bad value, bad file. Shown as one sentence; exit code 2."""
+
+    exit_code = 2
+
+
+class MissingError(UserError):
+    """Something needed is not there (weights, data, Slurm); the message says how to get it. Exit code 3."""
+
+    exit_code = 3
+
+
+class Options(BaseModel):
+    """Base of every options block that `--set` can reach: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@runtime_checkable
+class NoiseSource(Protocol):
+    """Random numbers keyed by (seed, stream, image index, sample index, draw); see `vfmbench.randomness`."""
+
+    def normal(self, shape: Sequence[int], draw: int) -> Tensor:
+        """Standard normal numbers [rows, *shape], float32; the same (row, draw) always gives the same numbers."""
+
+    def uniform(self, shape: Sequence[int], draw: int) -> Tensor:
+        """Uniform numbers in [0, 1), [rows, *shape], float32."""
+
+
+class Operator(Protocol):
+    """A batched forward operator A; row b of a batch is measured with row b's own parameters (mask, kernel, ...).
+
+    Attributes:
+        linear: whether `<A x, y> = <x, adjoint(y)>` holds for all x, y.
+        image_shape: (C, H, W) of one input image.
+        measurement_shape: shape of one measurement.
+        observed: boolean mask broadcastable to [B, *measurement_shape], True where an entry carries signal; None if all do.
+            Entries outside hold pure noise, and data-fidelity terms must leave them out.
+    """
+
+    linear: bool
+    image_shape: tuple[int, int, int]
+    measurement_shape: tuple[int, ...]
+    observed: Tensor | None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x: [B,C,H,W] -> [B, *measurement_shape]; differentiable."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y: [B, *measurement_shape] -> [B,C,H,W]."""
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A^+ y, exact or a least-squares solution to the tolerance that the class states: -> [B,C,H,W]."""
+
+    def to_image(self, y: Tensor) -> Tensor:
+        """T y, the observation as an image, as an adapter sees it: -> [B,C,H,W]."""
+
+    def repeat(self, times: int) -> Self:
+        """Every row `times` times in a row (as `torch.repeat_interleave`), for several samples of one measurement."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same operator with its parameters on `device`."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All a sampler ever sees of a batch of images.
+
+    Attributes:
+        y: [B, *operator.measurement_shape].
+        operator: the B rows' operator.
+        noise_std: standard deviation of the noise in y, broadcastable to y ([B,1,...] or y's shape).
+        label: class of each image, int64 [B]; zeros where the data has no classes.
+        index: position of each image in its split, int64 [B].
+        problem: name of the inverse problem's family, e.g. "gaussian_deblur"; what a noise adapter is conditioned on.
+    """
+
+    y: Tensor
+    operator: Operator
+    noise_std: Tensor
+    label: Tensor
+    index: Tensor
+    problem: str
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def repeat(self, times: int) -> Measurement:
+        """Every row `times` times in a row."""
+        return replace(
+            self,
+            y=self.y.repeat_interleave(times, 0),
+            operator=self.operator.repeat(times),
+            noise_std=self.noise_std.repeat_interleave(times, 0),
+            label=self.label.repeat_interleave(times, 0),
+            index=self.index.repeat_interleave(times, 0),
+        )
+
+    def to(self, device: torch.device | str) -> Measurement:
+        return replace(
+            self,
+            y=self.y.to(device),
+            operator=self.operator.to(device),
+            noise_std=self.noise_std.to(device),
+            label=self.label.to(device),
+            index=self.index.to(device),
+        )
+
+    def residual(self, images: Tensor) -> Tensor:
+        """A x - y, zero at entries that carry no signal: [B, *measurement_shape]."""
+        difference = self.operator.forward(images) - self.y
+        return difference if self.operator.observed is None else difference * self.operator.observed
+
+    def normalised_residual(self, images: Tensor) -> Tensor:
+        """Root mean square of (A x - y) / noise_std over the observed entries, [B]; about 1 for the true image."""
+        squared = (self.residual(images) / self.noise_std).square()
+        count = torch.ones_like(self.y) if self.operator.observed is None else self.operator.observed.expand_as(self.y)
+        return (squared.flatten(1).sum(1) / count.flatten(1).sum(1).clamp_min(1)).sqrt()
+
+
+class Task(Protocol):
+    """Turns images into measurements. Parameters and noise are a function of (task, seed, image index) only.
+
+    Attributes:
+        name: as on the command line and in paths.
+        problem: family of the inverse problem (a renamed or re-parametrised task keeps its family).
+        linear: whether its operators are linear.
+        options: the validated parameters, as written to config.yaml.
+    """
+
+    name: str
+    problem: str
+    linear: bool
+    options: Options
+
+    def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int) -> Measurement:
+        """Args: images [B,C,H,W] in [-1,1]; label, index int64 [B]. The result is on the images' device."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """How often networks ran for one sample, each branch of classifier-free guidance counted."""
+
+    adapter_forwards: float = 0
+    network_forwards: float = 0
+    network_vjps: float = 0
+    decoder_forwards: float = 0
+    decoder_vjps: float = 0
+    encoder_forwards: float = 0
+    encoder_vjps: float = 0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Posterior samples [B,S,C,H,W] in [-1, 1] before the shared round-and-clamp, and the latents they were decoded from."""
+
+    images: Tensor
+    latents: Tensor | None = None
+
+
+class Dataset(Protocol):
+    """One split of a data set, in a fixed order.
+
+    Attributes:
+        sha256: hash over the split's images and labels (or file list), recorded with every run.
+    """
+
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B,C,H,W] and labels int64 [B] at the given positions."""
+
+
+class FeatureSpace(Protocol):
+    """An image embedding that metrics are computed in; its name stands in the metric's column, e.g. `fid@digitnet`."""
+
+    name: str
+    weights_sha256: str
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [N,C,H,W] -> float32 [N,d]."""
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Predicted class, int64 [N], or None if the space has no classifier."""
+
+
+class Suite(Protocol):
+    """Fixes data, codec, flow backbone, task parameters and feature spaces, so that methods are comparable.
+
+    `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
+    each training stage's options; `weights` is the `vfmbench.models.weights.WeightStore` of its networks.
+
+    `flow`, `codec`, `feature_space` return ready networks on `device`; weights are checked by hash, and a missing file
+    raises MissingError.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    num_classes: int
+    task_names: Sequence[str]
+    feature_space_names: Sequence[str]
+    data_options: Mapping[str, Any]
+    training: Mapping[str, Mapping[str, Any]]
+    num_images: int
+    num_samples: int
+    batch_size: int
+    weights: Any
+
+    def dataset(self, split: str) -> Dataset: ...
+
+    def task(self, name: str, options: Mapping[str, Any]) -> Task: ...
+
+    def codec(self, device: torch.device) -> Any: ...
+
+    def flow(self, device: torch.device) -> Any: ...
+
+    def with_weights(self, path: Path) -> Self: ...
+
+    def feature_space(self, name: str, device: torch.device) -> FeatureSpace: ...
+
+
+class Sampler(Protocol):
+    """Draws posterior samples. Built once a run, by `Sampler(suite, options, device)`.
+
+    Attributes:
+        Options: pydantic model of what `--set method.key=value` may change.
+        weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity.
+    """
+
+    Options: ClassVar[type[Options]]
+    weights: ClassVar[Sequence[str]]
+
+    def __init__(self, suite: Suite, options: Options, device: torch.device): ...
+
+    @classmethod
+    def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        """Whether this method can run, and the reason if not. Must not load weights."""
+
+    def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
+        """Draws `num_samples` samples for each row.
+
+        `noise` has len(measurement) * num_samples rows, those of one measurement adjacent.
+        """
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One number of metrics.json.
+
+    Attributes:
+        value: None if it could not be computed; `reason` then says why.
+        low, high: 95 % interval.
+        n: number of images it was computed from.
+        per_image: the values that `value` is the mean of, float64 [n], for paired comparisons; not written to metrics.json.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    feature_space: str | None = None
+    feature_weights_sha256: str | None = None
+    settings: str = ""
+    reason: str | None = None
+    per_image: Tensor | None = field(default=None, compare=False, repr=False)

@@ -1,0 +1,117 @@
+"""Metrics of each image's posterior samples: energy score, spread, data fidelity and agreement with the class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vfmbench.interfaces import FeatureSpace, MetricValue, MissingError, UserError
+from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.values import attempt, in_each_space, mean_value
+
+_BLOCK_VALUES = 2**22
+_CRPS_NAMES = ("crps", "crps_fair")
+
+
+def crps(evaluation: EvaluationSet) -> list[MetricValue]:
+    """Energy score in pixel space (images in [-1, 1]) and on L2-normalised features of each space, by both estimators."""
+    count = evaluation.num_samples
+
+    def in_pixels() -> list[MetricValue]:
+        distance, spread = energy_terms(evaluation.truth.flatten(1), evaluation.samples.flatten(2))
+        # The score scales with the images: 8-bit levels are exact integers, and [-1, 1] is 255 levels wide.
+        scale = 2 / 255
+        return _crps_values("pixel", distance * scale, spread * scale, count, "images in [-1,1]")
+
+    def in_space(name: str) -> list[MetricValue]:
+        terms = energy_terms(*evaluation.features(name, normalised=True))
+        return _crps_values(name, *terms, count, "L2-normalised features", evaluation.space(name))
+
+    values = attempt([f"{name}@pixel" for name in _CRPS_NAMES], in_pixels)
+    return values + in_each_space(evaluation, _CRPS_NAMES, in_space)
+
+
+def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sums of the energy score, in memory bounded by blocks of images.
+
+    Args:
+        truth: [N,d], any type.
+        samples: [N,S,d].
+
+    Returns:
+        mean over samples of ||x_j - x||, and sum over all pairs of ||x_j - x_k||; float64 [N] each.
+
+    Raises:
+        UserError: fewer than two samples of an image.
+    """
+    if samples.shape[1] < 2:
+        raise UserError("the energy score needs at least 2 samples of an image")
+    size = max(1, _BLOCK_VALUES // samples[0].numel())
+    distances, spreads = [], []
+    for x, draws in zip(truth.split(size), samples.split(size), strict=True):
+        # Measured from the truth, the inner products below are of the size of the distances, and lose no digits.
+        error = draws.double() - x.double()[:, None]
+        inner = error @ error.mT
+        square = inner.diagonal(dim1=1, dim2=2)
+        pairs = (square[:, :, None] + square[:, None, :] - 2 * inner).clamp_min(0)
+        distances.append(square.sqrt().mean(1))
+        spreads.append(pairs.sqrt().sum((1, 2)))
+    return torch.cat(distances), torch.cat(spreads)
+
+
+def energy_score(truth: Tensor, samples: Tensor, *, fair: bool = False) -> Tensor:
+    """CRPS in d dimensions: mean_j ||x_j - x|| - 1/2 mean_{j,k} ||x_j - x_k||, truth [N,d], samples [N,S,d] -> float64 [N].
+
+    Gneiting and Raftery 2007, "Strictly proper scoring rules, prediction, and estimation", eq. 22.
+
+    Args:
+        fair: mean over the S (S - 1) pairs of different samples, which is unbiased for any S; otherwise over all S**2 pairs,
+            as in the Variational Flow Maps paper, which punishes a small S.
+    """
+    return _combine(*energy_terms(truth, samples), samples.shape[1], fair)
+
+
+def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`diversity@pixel`: standard deviation of each pixel over an image's samples (unbiased variance), images in [-1, 1]."""
+    count = evaluation.num_samples
+    if count < 2:
+        raise UserError("the spread of an image's samples needs at least 2 of them")
+    per_image = evaluation.over_blocks(lambda block: 2 * block.samples_unit.std(1).flatten(1).mean(1))
+    return [mean_value("diversity@pixel", per_image, f"images in [-1,1]; K={count} samples; mean over pixels")]
+
+
+def residual(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`residual`: root mean square of (A x - y) / noise_std of the stored samples; about 1 for the true image."""
+    if evaluation.residual is None:
+        raise MissingError("the data-fidelity residuals of the samples were not stored")
+    settings = f"in units of the noise, about 1 for the true image; averaged over K={evaluation.num_samples} samples"
+    return [mean_value("residual", evaluation.residual.double().mean(1), settings)]
+
+
+def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`classifier_agreement@space`: share of samples that the space's classifier gives the true image's label."""
+
+    def in_space(name: str) -> list[MetricValue]:
+        if evaluation.label is None:
+            raise MissingError("the data has no class labels")
+        agrees = evaluation.predictions(name) == evaluation.label.to(evaluation.truth.device)[:, None]
+        settings = f"K={evaluation.num_samples} samples of an image"
+        metric = f"classifier_agreement@{name}"
+        return [mean_value(metric, agrees.double().mean(1), settings, evaluation.space(name))]
+
+    return in_each_space(evaluation, ["classifier_agreement"], in_space)
+
+
+def _combine(distance: Tensor, spread: Tensor, count: int, fair: bool) -> Tensor:
+    return distance - spread / (2 * count * (count - 1 if fair else count))
+
+
+def _crps_values(
+    where: str, distance: Tensor, spread: Tensor, count: int, scale: str, space: FeatureSpace | None = None
+) -> list[MetricValue]:
+    settings = f"energy score, {scale}; K={count} samples"
+    biased, fair = (_combine(distance, spread, count, fair) for fair in (False, True))
+    return [
+        mean_value(f"crps@{where}", biased, f"{settings}, mean over all K^2 pairs", space),
+        mean_value(f"crps_fair@{where}", fair, f"{settings}, unbiased mean over K(K-1) pairs", space),
+    ]

@@ -1,0 +1,120 @@
+"""How sure a number is: bootstrap intervals over images, and paired comparisons of two methods on the same images.
+
+Images are the unit that is resampled, never pixels or samples. All draws are seeded, so that a table can be made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from vfmbench.interfaces import UserError
+
+Interval = tuple[float | None, float | None]
+
+_SEED = 0
+_MEAN_RESAMPLES = 2000
+_SET_RESAMPLES = 200
+_SIGN_FLIPS = 9999
+_BATCH_VALUES = 2**21
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """95 % interval of the mean of values [n], by the BCa bootstrap (Efron 1987, "Better bootstrap confidence intervals").
+
+    Equal values give an interval of no width; a single value gives (None, None).
+    """
+    data = values.double().cpu().numpy()
+    if len(data) < 2:
+        return None, None
+    # BCa divides by the spread of the data, and would return NaN where only rounding makes the values differ.
+    if _constant(data):
+        return float(data.mean()), float(data.mean())
+    interval = stats.bootstrap(
+        (data,),
+        np.mean,
+        n_resamples=_MEAN_RESAMPLES,
+        vectorized=True,
+        batch=max(1, _BATCH_VALUES // len(data)),
+        method="BCa",
+        rng=np.random.default_rng(_SEED),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def resampling_counts(n: int) -> Tensor:
+    """How often each of n images occurs in each of 200 bootstrap resamples, float64 [200,n]; rows sum to n."""
+    return torch.from_numpy(np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=_SET_RESAMPLES)).double()
+
+
+def normal_interval(value: float, replicates: Tensor) -> tuple[float, float]:
+    """95 % interval `value` +- 1.96 standard deviations of its bootstrap replicates [R].
+
+    For statistics of a whole set, whose replicates are biased because a resample repeats images: only their spread is used.
+    """
+    margin = 1.96 * float(replicates.std())
+    return value - margin, value + margin
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Mean over n images of a - b, its 95 % interval, and the two-sided p-value of "the mean difference is zero".
+
+    The interval and p-value are None for a single image.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    n: int
+
+
+def paired_difference(a: Tensor, b: Tensor) -> PairedDifference:
+    """Compares two methods' per-image values, [n] each and in the same order of images.
+
+    The interval is the BCa bootstrap of the per-image differences, which is the paired bootstrap of the mean difference. The
+    p-value is a sign-flip permutation test (Fisher 1935; all 2**n flips if they are fewer than 10 000, else 9 999 random):
+    it tests the mean, the number that tables show, where a Wilcoxon test speaks of the pseudo-median and may point the other
+    way, and it needs no normality, only that a difference and its negative are equally likely when the methods are equal.
+    Its smallest value is 1e-4.
+
+    Raises:
+        UserError: shapes differ, no images, or a value is not finite.
+    """
+    if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
+        raise UserError(f"a paired comparison needs values of the same images, not {list(a.shape)} and {list(b.shape)}")
+    difference = a.double().cpu() - b.double().cpu()
+    if not difference.isfinite().all():
+        raise UserError(f"a paired comparison needs finite values; {int((~difference.isfinite()).sum())} images have others")
+    low, high = mean_interval(difference)
+    return PairedDifference(float(difference.mean()), low, high, _sign_flip_p_value(difference.numpy()), len(difference))
+
+
+def _sign_flip_p_value(difference: np.ndarray) -> float | None:
+    n = len(difference)
+    if n < 2:
+        return None
+    total = difference.sum()
+    # Flipped sums that equal the observed one up to rounding count as equal.
+    bound = abs(total) - 1e-12 * np.abs(difference).sum()
+
+    def extreme(flips: np.ndarray) -> int:
+        return int((np.abs(total - 2 * (flips @ difference)) >= bound).sum())
+
+    if 2**n <= _SIGN_FLIPS:
+        return extreme(np.arange(2**n)[:, None] >> np.arange(n) & 1) / 2**n
+    rng = np.random.default_rng(_SEED)
+    size = max(1, _BATCH_VALUES // n)
+    batches = [min(size, _SIGN_FLIPS - done) for done in range(0, _SIGN_FLIPS, size)]
+    count = sum(extreme(rng.integers(2, size=(batch, n), dtype=np.int8)) for batch in batches)
+    # The observed signs are one of the possible flips, so that a p-value is never zero.
+    return (count + 1) / (_SIGN_FLIPS + 1)
+
+
+def _constant(data: np.ndarray) -> bool:
+    return bool(np.ptp(data) <= 1e-12 * np.abs(data).max())

@@ -1,0 +1,98 @@
+"""Names to factories, through Python entry points; built-in and third-party parts are found the same way."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterable
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from vfmbench.interfaces import UserError
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not among `allowed`: names the nearest and lists all."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
+    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.")
+
+
+class Registry:
+    """One entry-point group. Targets are imported when first asked for; a target that fails to import is a warning in
+    `load_all` and an error in `get`.
+    """
+
+    def __init__(self, kind: str, group: str):
+        self.kind, self.group = kind, group
+        self._registered: dict[str, Any] = {}
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+    def register(self, name: str, target: Any) -> None:
+        """Adds a name for this process, for `--plugin` files. Raises UserError if the name is taken."""
+        if name in self.names():
+            raise UserError(f"The {self.kind} name {name!r} is already registered; choose another.")
+        self._registered[name] = target
+
+    def names(self) -> list[str]:
+        return sorted({*self._entry_points, *self._registered})
+
+    def get(self, name: str) -> Any:
+        """The target of `name`. Raises UserError with the nearest names, or with the import error of a broken plugin."""
+        if name in self._registered:
+            return self._registered[name]
+        if name not in self._entry_points:
+            raise unknown_name(self.kind, name, self.names())
+        point = self._entry_points[name]
+        try:
+            return point.load()
+        except Exception as error:
+            raise UserError(f"The {self.kind} {name!r} ({point.value}) failed to import: {error}") from error
+
+    def load_all(self) -> dict[str, Any]:
+        """Every target that imports; the others are warned about."""
+        targets = {}
+        for name in self.names():
+            try:
+                targets[name] = self.get(name)
+            except UserError as error:
+                warnings.warn(str(error), stacklevel=2)
+        return targets
+
+
+samplers = Registry("method", "vfmbench.samplers")
+tasks = Registry("task", "vfmbench.tasks")
+suites = Registry("suite", "vfmbench.suites")
+metrics = Registry("metric", "vfmbench.metrics")
+stages = Registry("training stage", "vfmbench.stages")
+
+
+def load_plugin(path: str) -> None:
+    """Runs a Python file that registers its parts, e.g. `vfmbench.registry.samplers.register("mine", MySampler)`.
+
+    Raises UserError if the file is not there or raises.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--plugin: there is no file {path!r}.")
+    name = f"vfmbench_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin: {path!r} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pydantic look a class's module up by name while it is being defined.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--plugin: {path!r} failed: {type(error).__name__}: {error}") from error

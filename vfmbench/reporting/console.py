@@ -1,0 +1,22 @@
+"""Where text goes: tables to standard output, progress and messages to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+ERR = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over images; yields update(done, planned)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR) as bars:
+        bar = bars.add_task(title, total=None)
+        yield lambda done, planned: bars.update(bar, completed=done, total=planned)

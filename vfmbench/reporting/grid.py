@@ -1,0 +1,85 @@
+"""Pictures of stored samples and of tasks: rows of images side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfmbench.interfaces import UserError
+from vfmbench.models.images import to_float, to_uint8
+from vfmbench.running.runner import Plan, measure
+
+MAX_ROWS = 8
+MAX_SAMPLES = 5
+
+
+def posterior_grid(plan: Plan) -> Path:
+    """Writes `grid.png` into the run's directory: observation, samples, mean, standard deviation and truth of the first images.
+
+    Reads the stored samples; runs no model.
+    """
+    shards = plan.store.shards()
+    index = torch.cat([shard.index for shard in shards])
+    images = torch.cat([shard.images for shard in shards])
+    rows = index.argsort()[:MAX_ROWS]
+    samples = images[rows]
+    truth, measurement = measure(plan, index[rows].tolist())
+    shown = min(MAX_SAMPLES, samples.shape[1])
+    columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
+    columns += [(f"sample {number + 1}", samples[:, number]) for number in range(shown)]
+    if samples.shape[1] > 1:
+        values = to_float(samples)
+        spread = values.std(dim=1)
+        columns += [
+            (f"mean of {samples.shape[1]}", to_uint8(values.mean(dim=1))),
+            (f"std, white = {spread.max():.2f}", to_uint8(2 * spread / spread.max().clamp_min(1e-6) - 1)),
+        ]
+    columns.append(("truth", to_uint8(truth).cpu()))
+    identity = plan.identity
+    title = f"{identity.method} on {identity.task} ({identity.suite}, {identity.split}, seed {identity.seed})"
+    return draw(columns, title, plan.store.directory / "grid.png")
+
+
+def task_preview(plan: Plan) -> Path:
+    """Writes `<out>/<suite>/preview-<task>.png`: truth, observation, adjoint and pseudo-inverse of the first images."""
+    count = min(MAX_ROWS, plan.identity.num_images)
+    truth, measurement = measure(plan, list(range(count)))
+    operator = measurement.operator
+    columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
+    if operator.linear:
+        columns += [("adjoint", operator.adjoint(measurement.y)), ("pseudo-inverse", operator.pinv(measurement.y))]
+    directory = plan.store.directory.parents[2]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
+    title = f"{plan.task.name} ({plan.identity.suite}, seed {plan.identity.seed})"
+    return draw(
+        [(name, to_uint8(images).cpu()) for name, images in columns], title, directory / f"preview-{plan.task.name}.png"
+    )
+
+
+def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
+    """A picture with one column per (caption, uint8 images [N,C,H,W]); every pixel is drawn, none is smoothed away."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = len(columns[0][1])
+    figure, axes = pyplot.subplots(rows, len(columns), figsize=(1.15 * len(columns), 1.1 * rows + 0.6), squeeze=False)
+    for number, (caption, images) in enumerate(columns):
+        axes[0, number].set_title(caption, fontsize=7)
+        for row in range(rows):
+            axis = axes[row, number]
+            pixels = np.moveaxis(images[row].numpy(), 0, -1)
+            axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+            axis.set_axis_off()
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

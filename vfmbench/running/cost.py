@@ -1,0 +1,73 @@
+"""What a batch of samples costs: wall time, time inside networks, peak memory, network evaluations."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Protocol
+
+import pandas as pd
+import torch
+
+from vfmbench.interfaces import MetricValue
+from vfmbench.metrics.values import mean_value
+from vfmbench.models.metering import KINDS, Meter
+
+
+class Metered(Protocol):
+    meter: Meter
+
+
+@contextmanager
+def measure_cost(sampler: Metered, num_samples: int, device: torch.device) -> Iterator[dict[str, float]]:
+    """Fills the yielded dict when the block ends: seconds and network_seconds per sample, evaluations per sample, peak bytes.
+
+    Peak memory is the device's peak within the block on CUDA, the process's peak so far on a CPU.
+    """
+    sampler.meter.reset()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    cost: dict[str, float] = {}
+    yield cost
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    cost["seconds"] = seconds / num_samples
+    cost["network_seconds"] = sampler.meter.seconds() / num_samples
+    cost.update(asdict(sampler.meter.per_sample(num_samples)))
+    if device.type == "cuda":
+        cost["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))
+    else:
+        cost["peak_memory_bytes"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _warm(records: pd.DataFrame) -> pd.DataFrame:
+    """Without each process's first batch, unless there is nothing else."""
+    warm = records[records["first_batch"] == 0]
+    return warm if len(warm) else records
+
+
+def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
+    """`nfe` and `seconds_per_sample` with intervals over batches."""
+    settings = "over batches; a process's first batch is left out if there are others"
+    batches = _warm(records).drop_duplicates(["seconds", "network_seconds"])
+    return [
+        mean_value("nfe", torch.tensor(batches["nfe"].to_numpy()), settings),
+        mean_value("seconds_per_sample", torch.tensor(batches["seconds"].to_numpy()), settings),
+    ]
+
+
+def summarise(records: pd.DataFrame) -> dict[str, float]:
+    """Means per sample, from records.parquet, first batches left out; `overhead` is the share of time outside networks."""
+    records = _warm(records)
+    summary = {kind: float(records[kind].mean()) for kind in KINDS}
+    summary["seconds"] = float(records["seconds"].mean())
+    summary["network_seconds"] = float(records["network_seconds"].mean())
+    summary["overhead"] = 1 - summary["network_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
+    summary["peak_memory_bytes"] = float(records["peak_memory_bytes"].max())
+    return summary

@@ -1,0 +1,261 @@
+"""The loop of a run: resolve the configuration, sample what is missing, store it, compute metrics on what was stored."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vfmbench.config import RUN_SECTIONS, RunConfig, RunIdentity, dump, validate
+from vfmbench.interfaces import Dataset, Options, Sampler, Status, Suite, Task, UserError
+from vfmbench.metrics.compute import compute_metrics
+from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.models.images import to_float, to_uint8
+from vfmbench.provenance import environment
+from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.registry import metrics as metric_registry
+from vfmbench.registry import samplers, suites, unknown_name
+from vfmbench.running.cost import cost_metrics, measure_cost, summarise
+from vfmbench.running.store import RunStore, Shard, measurement_hashes
+
+Progress = Callable[[int, int], None]
+
+LOG = logging.getLogger("vfmbench")
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one. Raises UserError for `cuda` without a CUDA device."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto.")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose every name, option and file has been checked; nothing has been computed or written yet."""
+
+    identity: RunIdentity
+    store: RunStore
+    suite: Suite
+    task: Task
+    dataset: Dataset
+    sampler_class: type[Sampler]
+    options: Options
+    metric_names: list[str]
+    device: torch.device
+    batch_size: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's results as they lie in its directory."""
+
+    store: RunStore
+    status: Status
+    reason: str = ""
+
+    def metrics(self) -> pd.DataFrame:
+        """A row per metric: value, low, high, n, feature_space, settings, reason."""
+        return pd.DataFrame(self.store.metrics())
+
+    def cost(self) -> dict[str, float]:
+        """Means per sample: evaluations, seconds, network_seconds, overhead; peak_memory_bytes."""
+        return self.store.provenance().get("cost", {})
+
+
+def plan(config: RunConfig) -> Plan:
+    """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence."""
+    for section in config.options:
+        if section not in RUN_SECTIONS:
+            raise unknown_name("section", section, RUN_SECTIONS)
+    sampler_class = samplers.get(config.method)
+    suite: Suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
+    task = suite.task(config.task, config.options.get("task", {}))
+    options = validate(sampler_class.Options, config.options.get("method", {}), "method.")
+    metric_names = list(config.metrics) if config.metrics is not None else metric_registry.names()
+    for name in metric_names:
+        metric_registry.get(name)
+    device = choose_device(config.device)
+    dataset = suite.dataset(config.split)
+    num_images = config.num_images or min(suite.num_images, len(dataset))
+    if num_images > len(dataset):
+        raise UserError(f"--num-images: the {config.split} split of {suite.name} has {len(dataset)} images, not {num_images}.")
+    num_samples = config.samples or suite.num_samples
+    identity = RunIdentity(
+        suite=suite.name,
+        suite_options=suite.data_options,
+        dataset_sha256=dataset.sha256,
+        split=config.split,
+        task=task.name,
+        problem=task.problem,
+        task_options=dump(task.options),
+        method=config.method,
+        method_options=dump(options),
+        weights_sha256={name: suite.weights.sha256(name) for name in sampler_class.weights},
+        num_images=num_images,
+        samples=num_samples,
+        seed=config.seed,
+    )
+    return Plan(
+        identity=identity,
+        store=RunStore.at(config.out, identity),
+        suite=suite,
+        task=task,
+        dataset=dataset,
+        sampler_class=sampler_class,
+        options=options,
+        metric_names=metric_names,
+        device=device,
+        batch_size=config.batch_size or suite.batch_size,
+        fresh=config.fresh,
+    )
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> Run:
+    """Runs one configuration, or what is missing of it, and returns its results.
+
+    Args:
+        progress: called as progress(images done, images planned) after every batch.
+
+    Raises UserError before any work starts; KeyboardInterrupt after everything finished so far has been stored.
+    """
+    return execute(plan(config), progress)
+
+
+def execute(plan: Plan, progress: Progress | None = None) -> Run:
+    supported, reason = plan.sampler_class.supports(plan.task, plan.suite)
+    if not supported:
+        return Run(plan.store, Status.SKIPPED, f"{plan.identity.method} skips {plan.task.name}: {reason}")
+    spaces = _feature_spaces(plan)
+    sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
+    store, identity = plan.store, plan.identity
+    with store.writing(identity, plan.fresh):
+        handler = logging.FileHandler(store.directory / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        LOG.addHandler(handler)
+        try:
+            store.write_config(identity, {"device": str(plan.device), "batch_size": plan.batch_size})
+            facts = {
+                "hash": identity.hash,
+                "status": Status.INTERRUPTED,
+                "started": _now(),
+                "weights_sha256": identity.weights_sha256,
+                **environment(plan.device),
+            }
+            store.write_provenance(facts)
+            LOG.info("run %s on %s", identity.hash, plan.device)
+            try:
+                _sample_missing(plan, sampler, progress or (lambda done, total: None))
+                records = store.compile_tables(identity.seed)
+                start = time.perf_counter()
+                evaluation, index = _evaluation(plan, records, spaces)
+                values = compute_metrics(evaluation, {name: metric_registry.get(name) for name in plan.metric_names})
+                store.write_metrics([*values, *cost_metrics(records)], index)
+            except Exception as error:
+                store.write_provenance({**facts, "status": Status.FAILED, "ended": _now(), "error": repr(error)})
+                LOG.exception("failed")
+                raise
+            cost = summarise(records)
+            facts |= {"status": Status.DONE, "ended": _now(), "cost": cost, "metrics_seconds": time.perf_counter() - start}
+            store.write_provenance(facts)
+            LOG.info("done")
+        finally:
+            LOG.removeHandler(handler)
+            handler.close()
+    return Run(store, Status.DONE)
+
+
+def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
+    """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
+    images, label = plan.dataset.load(positions)
+    truth = to_float(images.to(plan.device))
+    index = torch.tensor(positions, device=plan.device)
+    return truth, plan.task.measure(truth, label.to(plan.device), index, plan.identity.seed)
+
+
+def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:
+    planned, samples = plan.identity.num_images, plan.identity.samples
+    finished = plan.store.finished()
+    todo = [index for index in range(planned) if index not in finished]
+    if finished:
+        LOG.info("resuming: %d of %d images are stored", planned - len(todo), planned)
+    progress(planned - len(todo), planned)
+    images_per_batch = max(1, plan.batch_size // samples)
+    done = planned - len(todo)
+    for start in range(0, len(todo), images_per_batch):
+        positions = todo[start : start + images_per_batch]
+        _, measurement = measure(plan, positions)
+        noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(samples)))
+        with measure_cost(sampler, len(positions) * samples, plan.device) as cost:
+            images = sampler.sample(measurement, samples, noise).images
+        # The first batch of a process also pays for allocations and lazy initialisation.
+        cost["first_batch"] = float(start == 0)
+        plan.store.write_shard(_shard(images, measurement, cost))
+        done += len(positions)
+        progress(done, planned)
+
+
+def _shard(images: Tensor, measurement: Any, cost: dict[str, float]) -> Shard:
+    samples = images.shape[1]
+    finite = images.flatten(2).isfinite().all(2)
+    stored = to_uint8(torch.nan_to_num(images))
+    # The residual belongs to the image that metrics see, after rounding.
+    residual = measurement.repeat(samples).normalised_residual(to_float(stored).flatten(0, 1)).unflatten(0, (-1, samples))
+    return Shard(
+        images=stored.cpu(),
+        index=measurement.index.cpu(),
+        label=measurement.label.cpu(),
+        residual=torch.where(finite, residual, torch.nan).cpu(),
+        measurement_hash=measurement_hashes(measurement.y),
+        cost=cost,
+    )
+
+
+def _feature_spaces(plan: Plan) -> dict[str, Any]:
+    """Ready feature spaces; a missing one becomes its reason, and the metrics in it are reported as missing."""
+    spaces: dict[str, Any] = {}
+    for name in plan.suite.feature_space_names:
+        try:
+            spaces[name] = plan.suite.feature_space(name, plan.device)
+        except UserError as error:
+            spaces[name] = str(error)
+    return spaces
+
+
+def _evaluation(plan: Plan, records: pd.DataFrame, spaces: dict[str, Any]) -> tuple[EvaluationSet, list[int]]:
+    """Stored samples of all images whose every sample is done, beside the true images."""
+    broken = set(records.loc[records["status"] != Status.DONE, "index"])
+    shards = plan.store.shards()
+    images = torch.cat([shard.images for shard in shards])
+    residual = torch.cat([shard.residual for shard in shards])
+    index = torch.cat([shard.index for shard in shards])
+    # A resumed run may store its batches in another order; metrics must not depend on it.
+    order = index.argsort()
+    images, residual, index = images[order], residual[order], index[order]
+    keep = torch.tensor([position not in broken for position in index.tolist()])
+    kept = index[keep].tolist()
+    if not kept:
+        raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
+    truth, label = plan.dataset.load(kept)
+    evaluation = EvaluationSet(
+        truth=truth,
+        samples=images[keep],
+        label=label if plan.suite.num_classes else None,
+        residual=residual[keep],
+        feature_spaces=spaces,
+        planned=plan.identity.num_images,
+    )
+    return evaluation, kept
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,224 @@
+"""The run directory: shards written atomically one batch at a time, so that a run killed at any moment loses at most a batch.
+
+Layout (`<out>/<suite>/<task>/<method>/<hash>/`): `config.yaml`, `provenance.json`, `samples/shard-*.safetensors`,
+`measurements.json`, `records.parquet`, `metrics.json`, `metrics_per_image.parquet`, `grid.png`, `log.txt`. A shard carries its
+images and its records; the tables beside it are compiled from the shards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vfmbench.config import RunIdentity
+from vfmbench.interfaces import MetricValue, Status, UserError
+
+SCHEMA_VERSION = 1
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes under a temporary name and renames: a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One batch of results: B images with S samples each.
+
+    Attributes:
+        images: uint8 [B,S,C,H,W].
+        index, label: int64 [B].
+        residual: normalised data-fidelity residual of the stored images, float32 [B,S].
+        measurement_hash: SHA-256 of each measurement's bytes, B strings.
+        cost: per-sample cost of the batch: seconds, network_seconds, peak_memory_bytes, one entry per evaluation kind.
+    """
+
+    images: Tensor
+    index: Tensor
+    label: Tensor
+    residual: Tensor
+    measurement_hash: list[str]
+    cost: dict[str, float]
+
+    def records(self, seed: int) -> list[dict[str, Any]]:
+        """A row per image and sample, as in records.parquet."""
+        status = torch.where(self.residual.isfinite(), 0, 1).tolist()
+        names = (Status.DONE.value, Status.DIVERGED.value)
+        cost = {"nfe": self.cost["network_forwards"], **self.cost}
+        return [
+            {
+                "index": index,
+                "sample": sample,
+                "label": label,
+                "seed": seed,
+                "residual": residual,
+                "status": names[state],
+                **cost,
+            }
+            for index, label, residuals, states in zip(
+                self.index.tolist(), self.label.tolist(), self.residual.tolist(), status, strict=True
+            )
+            for sample, (residual, state) in enumerate(zip(residuals, states, strict=True))
+        ]
+
+
+def measurement_hashes(y: Tensor) -> list[str]:
+    """SHA-256 of each row's float32 bytes."""
+    return [hashlib.sha256(row.tobytes()).hexdigest() for row in y.detach().float().cpu().contiguous().numpy()]
+
+
+class RunStore:
+    """One run's directory. Create it through `open`, which checks that it belongs to this configuration and locks it."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    @classmethod
+    def at(cls, out: Path, identity: RunIdentity) -> RunStore:
+        return cls(out / identity.suite / identity.task / identity.method / identity.hash)
+
+    @contextmanager
+    def writing(self, identity: RunIdentity, fresh: bool) -> Iterable[None]:
+        """Holds the directory for one process.
+
+        Raises UserError if it cannot be written, is in use by another process, or was made by another configuration.
+        """
+        parent = self.directory
+        for ancestor in (self.directory, *self.directory.parents):
+            if ancestor.exists() and not ancestor.is_dir():
+                raise UserError(f"--out: {ancestor} is a file, not a directory.")
+            if ancestor != parent and (ancestor / "config.yaml").exists() and (ancestor / "samples").exists():
+                raise UserError(f"--out: {ancestor} is itself a run directory; give the folder above the suites' folders.")
+        try:
+            (self.directory / "samples").mkdir(parents=True, exist_ok=True)
+            lock: IO[str] = (self.directory / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {self.directory}: {error.strerror}.") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"Another process is working on {self.directory}; wait for it or choose another --out."
+                ) from None
+            if fresh:
+                self._clear()
+            self._check(identity)
+            yield
+
+    def _clear(self) -> None:
+        for path in [*self.directory.glob("samples/*"), *self.directory.glob("*.*")]:
+            if path.is_file() and path.name != ".lock":
+                path.unlink()
+
+    def _check(self, identity: RunIdentity) -> None:
+        path = self.directory / "config.yaml"
+        wanted = identity.model_dump(mode="json")
+        if path.exists():
+            try:
+                found = yaml.safe_load(path.read_text())["identity"]
+            except (yaml.YAMLError, KeyError, TypeError):
+                raise UserError(f"{path} is not a run's configuration; use --fresh to start over.") from None
+            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
+            if changed:
+                raise UserError(
+                    f"{self.directory} was made by another configuration (it differs in {', '.join(changed)}); "
+                    "choose another --out, or use --fresh to start over."
+                )
+
+    def write_config(self, identity: RunIdentity, execution: Mapping[str, Any]) -> None:
+        content = {"schema_version": SCHEMA_VERSION, "hash": identity.hash, "identity": identity.model_dump(mode="json")}
+        replace_file(
+            self.directory / "config.yaml", yaml.safe_dump({**content, "execution": dict(execution)}, sort_keys=False).encode()
+        )
+
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.directory / "config.yaml").read_text())
+
+    def write_provenance(self, facts: Mapping[str, Any]) -> None:
+        self._write_json("provenance.json", facts)
+
+    def provenance(self) -> dict[str, Any]:
+        path = self.directory / "provenance.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_shard(self, shard: Shard) -> None:
+        tensors = {"images": shard.images, "index": shard.index, "label": shard.label, "residual": shard.residual}
+        header = {"cost": json.dumps(shard.cost), "measurement_hash": json.dumps(shard.measurement_hash)}
+        content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
+        replace_file(self._shard_path(shard.index), content)
+
+    def _shard_path(self, index: Tensor) -> Path:
+        return self.directory / "samples" / f"shard-{int(index[0]):07d}-{int(index[-1]):07d}.safetensors"
+
+    def shards(self) -> list[Shard]:
+        """All finished shards in order of their images. A shard that cannot be read is set aside and computed again."""
+        result = []
+        for path in sorted(self.directory.glob("samples/shard-*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    header = file.metadata()
+                    tensors = {name: file.get_tensor(name) for name in ("images", "index", "label", "residual")}
+            except (SafetensorError, OSError):
+                path.rename(path.with_suffix(".unreadable"))
+                continue
+            result.append(
+                Shard(**tensors, measurement_hash=json.loads(header["measurement_hash"]), cost=json.loads(header["cost"]))
+            )
+        return result
+
+    def finished(self) -> set[int]:
+        """Positions of the images whose samples are stored."""
+        return {index for shard in self.shards() for index in shard.index.tolist()}
+
+    def compile_tables(self, seed: int) -> pd.DataFrame:
+        """Writes records.parquet and measurements.json from the shards and returns the records."""
+        shards = self.shards()
+        records = pd.DataFrame([row for shard in shards for row in shard.records(seed)])
+        temporary = self.directory / f".records.{os.getpid()}.tmp"
+        records.to_parquet(temporary, index=False)
+        temporary.replace(self.directory / "records.parquet")
+        hashes = {
+            index: text for shard in shards for index, text in zip(shard.index.tolist(), shard.measurement_hash, strict=True)
+        }
+        self._write_json("measurements.json", {str(index): hashes[index] for index in sorted(hashes)})
+        return records
+
+    def write_metrics(self, values: list[MetricValue], index: list[int]) -> None:
+        """metrics.json and metrics_per_image.parquet (a column per metric that has per-image values)."""
+        rows = []
+        for value in values:
+            row = asdict(value)
+            row.pop("per_image")
+            # JSON has no infinity; such a value carries its explanation in `reason`.
+            rows.append({key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()})
+        self._write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": rows})
+        columns = {value.name: value.per_image.numpy() for value in values if value.per_image is not None}
+        columns = {name: column for name, column in columns.items() if len(column) == len(index)}
+        temporary = self.directory / f".metrics.{os.getpid()}.tmp"
+        pd.DataFrame({"index": index, **columns}).to_parquet(temporary, index=False)
+        temporary.replace(self.directory / "metrics_per_image.parquet")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.directory / "metrics.json"
+        return json.loads(path.read_text())["metrics"] if path.exists() else []
+
+    def _write_json(self, name: str, content: Any) -> None:
+        replace_file(self.directory / name, json.dumps(content, indent=1, default=str).encode())

@@ -1,0 +1,51 @@
+"""Training of the embedded feature space: a classifier of the suite's classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vfmbench.models.classifier import SmallClassifier
+from vfmbench.training.stage import Batches, Stage, TrainingOptions, whole_split
+
+
+class FeatureStage(Stage):
+    """Cross-entropy on noisy training images; noise keeps the features meaningful for imperfect samples."""
+
+    name = "features"
+
+    class Options(TrainingOptions):
+        input_noise: float = Field(0.1, ge=0, description="standard deviation of the noise added to images in [-1, 1]")
+        label_smoothing: float = Field(0.05, ge=0, lt=1)
+
+    options: Options
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._architecture = {
+            "in_channels": self.suite.image_shape[0],
+            "num_classes": self.suite.num_classes,
+            **self.options.architecture,
+        }
+        self.networks = {"classifier": SmallClassifier(**self._architecture).to(self.device)}
+        self._batches = Batches(self.suite.dataset("train"), self.device)
+
+    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, label = self._batches.draw(self.options.batch_size, generator)
+        images = images + self.options.input_noise * torch.randn(images.shape, generator=generator).to(self.device)
+        logits = self.networks["classifier"](images)
+        loss = F.cross_entropy(logits, label, label_smoothing=self.options.label_smoothing)
+        return loss, {"cross_entropy": loss.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        images, label = whole_split(self.suite.dataset(split), self.device)
+        return {"accuracy": (ema["classifier"](images).argmax(1) == label).float().mean().item()}
+
+    def manifest(self) -> dict[str, Any]:
+        return {"architecture": {"classifier": self._architecture}}

@@ -1,0 +1,93 @@
+"""Flow-matching and mean-flow losses, per sample.
+
+Sources: flow matching (Lipman et al., arXiv 2210.02747), mean flow (Geng et al., arXiv 2505.13447), decoupled mean flow
+(arXiv 2510.24474); the coupling with a noise adapter is Variational Flow Maps (arXiv 2603.07276) eq. 12-19.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmbench.interfaces import Options
+
+
+class MeanFlowOptions(Options):
+    """How times are drawn and how the target is formed; defaults are the paper's image experiments."""
+
+    label_dropout: float = Field(0.1, ge=0, le=1, description="share of samples that see the null label")
+    guidance_omega: float = Field(0.5, ge=0, description="model guidance: the target velocity gains omega (u_label - u_null)")
+    one_step_share: float = Field(0.0, ge=0, le=1, description="share of mean-flow samples at exactly (t, r) = (1, 0)")
+    fm_time_mean: float = Field(0.0, description="mean of the normal under the sigmoid that draws t for flow matching")
+    t_time_mean: float = Field(0.4, description="the same for the later time of the mean-flow loss")
+    r_time_mean: float = Field(-1.2, description="the same for the earlier time")
+
+
+def _rows(value: Tensor) -> Tensor:
+    return value[:, None, None, None]
+
+
+def draw_fm_time(batch: int, options: MeanFlowOptions, generator: torch.Generator) -> Tensor:
+    return torch.sigmoid(torch.randn(batch, generator=generator) + options.fm_time_mean)
+
+
+def draw_mean_flow_times(batch: int, options: MeanFlowOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """t >= r, each [batch]."""
+    first = torch.sigmoid(torch.randn(batch, generator=generator) + options.t_time_mean)
+    second = torch.sigmoid(torch.randn(batch, generator=generator) + options.r_time_mean)
+    one_step = torch.rand(batch, generator=generator) < options.one_step_share
+    t = torch.where(one_step, 1.0, torch.maximum(first, second))
+    r = torch.where(one_step, 0.0, torch.minimum(first, second))
+    return t, r
+
+
+def drop_labels(label: Tensor, null_label: int, share: float, generator: torch.Generator) -> Tensor:
+    dropped = (torch.rand(len(label), generator=generator) < share).to(label.device)
+    return torch.where(dropped, null_label, label)
+
+
+@torch.no_grad()
+def guided_velocity(
+    network: nn.Module, x_t: Tensor, t: Tensor, v: Tensor, label: Tensor, null_label: int, omega: float
+) -> Tensor:
+    """v + omega (u(x_t,t,t,label) - u(x_t,t,t,null)), unchanged for samples whose label was dropped."""
+    if omega == 0:
+        return v
+    null = torch.full_like(label, null_label)
+    both = network(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([t, t]), torch.cat([label, null]))
+    conditional, unconditional = both.chunk(2)
+    return torch.where(_rows(label != null_label), v + omega * (conditional - unconditional), v)
+
+
+def flow_matching_loss(
+    network: nn.Module, x: Tensor, z: Tensor, t: Tensor, label: Tensor, null_label: int, omega: float
+) -> Tensor:
+    """Mean over elements of |u(x_t,t,t) - v|^2, [B]; the gradient also reaches x and z through x_t and v."""
+    x_t, v = torch.lerp(x, z, _rows(t)), z - x
+    target = guided_velocity(network, x_t.detach(), t, v.detach(), label, null_label, omega)
+    return (network(x_t, t, t, label) - target).square().flatten(1).mean(1)
+
+
+def mean_flow_loss(
+    network: nn.Module, x: Tensor, z: Tensor, t: Tensor, r: Tensor, label: Tensor, null_label: int, omega: float
+) -> Tensor:
+    """Mean over elements of |u(x_t,t,r) - sg(v - (t - r) du/dt)|^2, [B], with du/dt along (v, 1, 0) by forward mode.
+
+    The guided velocity serves as target and as tangent. The gradient reaches x and z through x_t, never through the target.
+    """
+    x_t = torch.lerp(x, z, _rows(t))
+    with torch.no_grad():
+        v = guided_velocity(network, x_t, t, z - x, label, null_label, omega)
+        _, derivative = torch.func.jvp(
+            lambda x, t, r: network(x, t, r, label, fused_attention=False),
+            (x_t.detach(), t, r),
+            (v, torch.ones_like(t), torch.zeros_like(r)),
+        )
+        target = v - _rows(t - r) * derivative
+    return (network(x_t, t, r, label) - target).square().flatten(1).mean(1)
+
+
+def adaptive_scale(loss: Tensor, power: float = 1.0, constant: float = 0.01) -> Tensor:
+    """loss / stopgrad(loss + c)^p per sample (VFM section 3.4)."""
+    return loss / (loss.detach() + constant) ** power

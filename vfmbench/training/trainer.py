@@ -1,0 +1,181 @@
+"""The one trainer: loop, learning-rate schedule, EMA, validation curves, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from vfmbench.config import dump
+from vfmbench.interfaces import UserError
+from vfmbench.training.stage import Stage
+
+LOG_EVERY = 20
+
+
+class Trainer:
+    """Trains one stage in `directory`: `checkpoint.pt` (resume), `curves.csv`, `curves.png`.
+
+    A step's randomness depends on (seed, step) alone, so a resumed training repeats the uninterrupted one.
+    """
+
+    def __init__(self, stage: Stage, directory: Path, console: Console):
+        self._stage, self._directory, self._console = stage, directory, console
+        self._options = stage.options
+        self._networks = stage.networks
+        self._ema = {name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in self._networks.items()}
+        self._optimisers = {
+            name: torch.optim.AdamW(
+                [parameter for parameter in network.parameters() if parameter.requires_grad],
+                lr=self._options.learning_rate,
+                betas=(0.9, 0.95),
+                weight_decay=self._options.weight_decay,
+            )
+            for name, network in self._networks.items()
+        }
+        self._step = 0
+        self._seconds = 0.0
+        self._rows: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps so far, earlier parts of a resumed training included."""
+        return self._seconds
+
+    def run(self, fresh: bool = False) -> Mapping[str, nn.Module]:
+        """Trains to the last step and returns the EMA networks. Ctrl-C saves a checkpoint first.
+
+        Raises UserError if the directory holds a checkpoint of other options, FloatingPointError if the loss is not finite.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if not fresh:
+            self._resume()
+        for network in self._networks.values():
+            network.train()
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=self._console,
+        ) as progress:
+            bar = progress.add_task(self._stage.name, total=self._options.steps, completed=self._step, loss="")
+            try:
+                while self._step < self._options.steps:
+                    terms = self._train_step()
+                    if self._step % LOG_EVERY == 0 or self._step == self._options.steps:
+                        values = {key: float(value) for key, value in terms.items()}
+                        progress.update(bar, completed=self._step, loss=" ".join(f"{k} {v:.3f}" for k, v in values.items()))
+                        self._rows.append({"step": self._step, **values})
+                    if self._step % self._options.validate_every == 0 or self._step == self._options.steps:
+                        self._validate()
+                    if self._step % self._options.checkpoint_every == 0:
+                        self._save()
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        self._save()
+        return self._ema
+
+    def _train_step(self) -> dict[str, Tensor]:
+        start = time.perf_counter()
+        rate = self._learning_rate()
+        for optimiser in self._optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+        generator = torch.Generator().manual_seed((self._options.seed << 32) + self._step)
+        loss, terms = self._stage.loss(self._step, generator, self._ema)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The loss of stage {self._stage.name} is {loss.item()} at step {self._step}.")
+        loss.backward()
+        for name, network in self._networks.items():
+            nn.utils.clip_grad_norm_(network.parameters(), self._options.gradient_clip)
+            self._optimisers[name].step()
+        # A young average follows closely, else it would remember the initialisation.
+        decay = min(self._options.ema_decay, (1 + self._step) / (10 + self._step))
+        for name, network in self._networks.items():
+            averaged = list(self._ema[name].parameters())
+            torch._foreach_lerp_(averaged, [parameter.detach() for parameter in network.parameters()], 1 - decay)
+        self._step += 1
+        self._seconds += time.perf_counter() - start
+        return terms
+
+    def _learning_rate(self) -> float:
+        options = self._options
+        if self._step < options.warmup_steps:
+            return options.learning_rate * (self._step + 1) / options.warmup_steps
+        if options.schedule == "constant":
+            return options.learning_rate
+        done = (self._step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def _validate(self) -> None:
+        values = self._stage.evaluate(self._ema, "validation")
+        self._rows.append({"step": self._step, **{f"validation/{key}": value for key, value in values.items()}})
+        numbers = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        self._console.log(f"{self._stage.name} step {self._step}: {numbers}")
+
+    def _save(self) -> None:
+        path = self._directory / "checkpoint.pt"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        torch.save(
+            {
+                "options": dump(self._options),
+                "step": self._step,
+                "seconds": self._seconds,
+                "networks": {name: network.state_dict() for name, network in self._networks.items()},
+                "ema": {name: network.state_dict() for name, network in self._ema.items()},
+                "optimisers": {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()},
+                "rows": self._rows,
+            },
+            temporary,
+        )
+        temporary.replace(path)
+        self._write_curves()
+
+    def _resume(self) -> None:
+        path = self._directory / "checkpoint.pt"
+        if not path.exists():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self._stage.device, weights_only=True)
+        wanted = dump(self._options)
+        changed = sorted(key for key in wanted if state["options"].get(key) != wanted[key])
+        if changed:
+            raise UserError(
+                f"{path} was trained with other values of {', '.join(changed)}; use --fresh to start over, or another --out."
+            )
+        self._step, self._seconds, self._rows = state["step"], state["seconds"], state["rows"]
+        for name in self._networks:
+            self._networks[name].load_state_dict(state["networks"][name])
+            self._ema[name].load_state_dict(state["ema"][name])
+            self._optimisers[name].load_state_dict(state["optimisers"][name])
+        if self._step:
+            self._console.log(f"{self._stage.name}: resuming at step {self._step}")
+
+    def _write_curves(self) -> None:
+        if not self._rows:
+            return
+        table = pd.DataFrame(self._rows).groupby("step").first()
+        table.to_csv(self._directory / "curves.csv")
+        import matplotlib
+
+        matplotlib.use("Agg")
+        axes = table.interpolate().plot(subplots=True, figsize=(7, 1.6 * table.shape[1]), grid=True, legend=True)
+        figure = axes[0].figure
+        figure.suptitle(f"{self._stage.name}: {self._step} steps")
+        figure.tight_layout()
+        figure.savefig(self._directory / "curves.png", dpi=90)
+        matplotlib.pyplot.close(figure)
