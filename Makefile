@@ -11,6 +11,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy --package vfmbench
 	$(BIN)/pytest -m "not slow"
 
 lint: $(VENV)/.installed-dev

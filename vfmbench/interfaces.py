@@ -266,12 +266,14 @@ class Sampler(Protocol):
     Attributes:
         Options: pydantic model of what `--set method.key=value` may change.
         weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity.
+        meter: the `vfmbench.models.metering.Meter` that its networks' evaluations are counted by.
     """
 
-    Options: ClassVar[type[Options]]
+    Options: ClassVar[type[BaseModel]]
     weights: ClassVar[Sequence[str]]
+    meter: Any
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device): ...
+    def __init__(self, suite: Suite, options: Any, device: torch.device): ...
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:

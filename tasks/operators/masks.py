@@ -12,14 +12,18 @@ class Identity(BatchedOperator):
     def _forward(self, x: Tensor) -> Tensor:
         return x
 
-    _adjoint = _pinv = _forward
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+    def _pinv(self, y: Tensor) -> Tensor:
+        return y
 
 
 class Mask(BatchedOperator):
     """A x = m x with a binary mask of its own for every image; A = A^T = A^+ exactly.
 
     A measurement also holds noise where m = 0, and `to_image` shows it, as the paper's adapter is trained on it. Nothing else
-    depends on those entries, not even if they are NaN.
+    depends on those entries.
 
     Args:
         observed: bool [B,1,H,W], True where a pixel is kept, in all channels.
@@ -34,6 +38,10 @@ class Mask(BatchedOperator):
         self.observed = observed
 
     def _forward(self, x: Tensor) -> Tensor:
-        return x.where(self.observed, 0)
+        return x * self.observed
 
-    _adjoint = _pinv = _forward
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return y * self.observed
+
+    def _pinv(self, y: Tensor) -> Tensor:
+        return y * self.observed

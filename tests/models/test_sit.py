@@ -129,3 +129,11 @@ def test_position_embedding_has_distinct_rows_and_unit_pairs():
 def test_impossible_sizes_are_named(changes, word):
     with pytest.raises(ValueError, match=word):
         SiT(**{**SMALL, **changes})
+
+
+def test_a_new_network_is_the_zero_map():
+    torch.manual_seed(0)
+    network = SiT(**SMALL).double()
+    x, t, r, label = inputs()
+    assert torch.equal(network(x, t, r, label), torch.zeros_like(x))
+    assert all(block.adaLN_modulation[1].weight.abs().max() == 0 for block in network.blocks)

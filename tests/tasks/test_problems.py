@@ -74,11 +74,11 @@ def test_a_problem_is_a_task():
     assert task.options.noise_std == 0.05
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("noise", ["gaussian", "poisson"])
+@pytest.mark.parametrize(
+    ("problem", "noise"),
+    [(problem, noise) for problem in PROBLEMS for noise in ("gaussian", "poisson") if problem.bounded or noise == "gaussian"],
+)
 def test_a_row_does_not_depend_on_batch_order_or_shard(problem, noise):
-    if noise == "poisson" and not problem.bounded:
-        pytest.skip("refused")
     task = small(problem, (3, 8, 8), noise=noise)
     images, index = pictures(7, 3, 8, 8), torch.tensor([40, 3, 7, 0, 2**31, 12, 5])
     whole = measure(task, images, index)

@@ -90,7 +90,12 @@ def test_every_stage_of_digits_trains_and_its_weights_can_be_used(tmp_path):
     assert all(entry["test"] and entry["training"]["options"]["steps"] == 2 for entry in manifest.values())
     result = run(
         RunConfig(
-            method="vfm", task="denoise", num_images=2, samples=2, out=tmp_path / "runs", options={"weights": {"path": str(tmp_path)}}
+            method="vfm",
+            task="denoise",
+            num_images=2,
+            samples=2,
+            out=tmp_path / "runs",
+            options={"weights": {"path": str(tmp_path)}},
         )
     )
     assert result.metrics().set_index("name").loc["psnr", "n"] == 2

@@ -41,6 +41,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
         half = frequency_size // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", time_scale * frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -176,14 +177,16 @@ class SiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for weight in (self.y_embedder.embedding_table.weight, self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
-            nn.init.normal_(weight, std=0.02)
         # adaLN-Zero: every block starts as the identity and the network's first output is zero.
-        for layer in [*(block.adaLN_modulation[1] for block in self.blocks), self.final_layer.adaLN_modulation[1]]:
-            nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            if isinstance(module, SiTBlock | FinalLayer):
+                nn.init.zeros_(module.get_parameter("adaLN_modulation.1.weight"))
         nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        for layer in (0, 2):
+            nn.init.normal_(self.t_embedder.get_parameter(f"mlp.{layer}.weight"), std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor, fused_attention: bool = True) -> Tensor:
         """Args: x [B,C,H,W]; t, r [B] in [0, 1]; label [B] integers. Returns [B,C,H,W].

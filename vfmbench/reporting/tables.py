@@ -88,7 +88,7 @@ def comparison_table(task: str, runs: Mapping[str, Run]) -> Table:
         table.add_column(name.replace("@", "@\n"), justify="right")
     reference = next(iter(done), None)
     for method, run in runs.items():
-        if method not in done:
+        if method not in done or reference is None:
             table.add_row(method, f"{run.status}: {run.reason}")
             continue
         cells = []

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Protocol
 
 import pandas as pd
 import torch
@@ -17,17 +16,13 @@ from vfmbench.metrics.values import mean_value
 from vfmbench.models.metering import KINDS, Meter
 
 
-class Metered(Protocol):
-    meter: Meter
-
-
 @contextmanager
-def measure_cost(sampler: Metered, num_samples: int, device: torch.device) -> Iterator[dict[str, float]]:
+def measure_cost(meter: Meter, num_samples: int, device: torch.device) -> Iterator[dict[str, float]]:
     """Fills the yielded dict when the block ends: seconds and network_seconds per sample, evaluations per sample, peak bytes.
 
     Peak memory is the device's peak within the block on CUDA, the process's peak so far on a CPU.
     """
-    sampler.meter.reset()
+    meter.reset()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -38,8 +33,8 @@ def measure_cost(sampler: Metered, num_samples: int, device: torch.device) -> It
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     cost["seconds"] = seconds / num_samples
-    cost["network_seconds"] = sampler.meter.seconds() / num_samples
-    cost.update(asdict(sampler.meter.per_sample(num_samples)))
+    cost["network_seconds"] = meter.seconds() / num_samples
+    cost.update(asdict(meter.per_sample(num_samples)))
     if device.type == "cuda":
         cost["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))
     else:

@@ -92,7 +92,7 @@ def plan(config: RunConfig) -> Plan:
     num_samples = config.samples or suite.num_samples
     identity = RunIdentity(
         suite=suite.name,
-        suite_options=suite.data_options,
+        suite_options=dict(suite.data_options),
         dataset_sha256=dataset.sha256,
         split=config.split,
         task=task.name,
@@ -195,7 +195,7 @@ def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:
         positions = todo[start : start + images_per_batch]
         _, measurement = measure(plan, positions)
         noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(samples)))
-        with measure_cost(sampler, len(positions) * samples, plan.device) as cost:
+        with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
             images = sampler.sample(measurement, samples, noise).images
         # The first batch of a process also pays for allocations and lazy initialisation.
         cost["first_batch"] = float(start == 0)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ class RunStore:
         return cls(out / identity.suite / identity.task / identity.method / identity.hash)
 
     @contextmanager
-    def writing(self, identity: RunIdentity, fresh: bool) -> Iterable[None]:
+    def writing(self, identity: RunIdentity, fresh: bool) -> Iterator[None]:
         """Holds the directory for one process.
 
         Raises UserError if it cannot be written, is in use by another process, or was made by another configuration.
@@ -208,7 +208,9 @@ class RunStore:
             row = asdict(value)
             row.pop("per_image")
             # JSON has no infinity; such a value carries its explanation in `reason`.
-            rows.append({key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()})
+            rows.append(
+                {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
+            )
         self._write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": rows})
         columns = {value.name: value.per_image.numpy() for value in values if value.per_image is not None}
         columns = {name: column for name, column in columns.items() if len(column) == len(index)}

@@ -79,11 +79,11 @@ def mean_flow_loss(
     x_t = torch.lerp(x, z, _rows(t))
     with torch.no_grad():
         v = guided_velocity(network, x_t, t, z - x, label, null_label, omega)
-        _, derivative = torch.func.jvp(
+        derivative = torch.func.jvp(
             lambda x, t, r: network(x, t, r, label, fused_attention=False),
             (x_t.detach(), t, r),
             (v, torch.ones_like(t), torch.zeros_like(r)),
-        )
+        )[1]
         target = v - _rows(t - r) * derivative
     return (network(x_t, t, r, label) - target).square().flatten(1).mean(1)
 

@@ -107,7 +107,7 @@ class Trainer:
         # A young average follows closely, else it would remember the initialisation.
         decay = min(self._options.ema_decay, (1 + self._step) / (10 + self._step))
         for name, network in self._networks.items():
-            averaged = list(self._ema[name].parameters())
+            averaged = [parameter.detach() for parameter in self._ema[name].parameters()]
             torch._foreach_lerp_(averaged, [parameter.detach() for parameter in network.parameters()], 1 - decay)
         self._step += 1
         self._seconds += time.perf_counter() - start
@@ -173,9 +173,11 @@ class Trainer:
         import matplotlib
 
         matplotlib.use("Agg")
+        from matplotlib import pyplot
+
         axes = table.interpolate().plot(subplots=True, figsize=(7, 1.6 * table.shape[1]), grid=True, legend=True)
         figure = axes[0].figure
         figure.suptitle(f"{self._stage.name}: {self._step} steps")
         figure.tight_layout()
         figure.savefig(self._directory / "curves.png", dpi=90)
-        matplotlib.pyplot.close(figure)
+        pyplot.close(figure)

@@ -1,0 +1,223 @@
+"""The command line as a user meets it: exit codes, one clear sentence for bad input, JSON, kill and resume."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vfmbench.cli import main
+
+RUN = ["run", "--method", "vfm", "--task", "gaussian_deblur"]
+TASKS = ["denoise", "inpaint_random", "inpaint_box", "super_resolution", "gaussian_deblur", "motion_deblur"]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return ["--out", str(tmp_path)]
+
+
+@pytest.mark.parametrize("task", [*TASKS, "super_resolution_x4"])
+@pytest.mark.parametrize("method", ["vfm", "frozen_adapter", "pinv"])
+def test_every_task_runs(capsys, out, method, task):
+    assert main(["run", "--method", method, "--task", task, "--num-images", "4", "--samples", "3", *out]) == 0
+    printed = capsys.readouterr().out
+    assert "psnr" in printed
+    assert "crps@digitnet" in printed
+
+
+def test_latent_dps_and_more_steps(capsys, out):
+    small = ["--num-images", "3", "--samples", "2", *out]
+    assert main(["run", "--method", "latent_dps", "--task", "inpaint_box", "--steps", "5", *small]) == 0
+    assert "10 network forwards, 10 network backwards" in capsys.readouterr().out.replace("\n", " ")
+    assert main([*RUN, "--steps", "4", *small]) == 0
+    assert "4 network forwards" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_json_is_one_document_with_intervals(capsys, out):
+    assert main([*RUN, "--num-images", "8", "--samples", "3", "--json", *out]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == "done"
+    for row in document["metrics"]:
+        assert {"name", "value", "low", "high", "n", "feature_space", "settings", "reason"} <= set(row)
+    values = {row["name"]: row for row in document["metrics"]}
+    for name in ("psnr", "ssim", "crps@pixel", "crps@digitnet", "seconds_per_sample"):
+        assert values[name]["value"] is not None, values[name]
+    assert values["fid@digitnet"]["feature_space"] == "digitnet"
+    assert values["fid@digitnet"]["feature_weights_sha256"]
+
+
+def test_compare_prints_all_methods_and_marks_differences(capsys, out):
+    arguments = ["compare", "--methods", "vfm,pinv", "--tasks", "gaussian_deblur", "--num-images", "20", "--samples", "3"]
+    assert main([*arguments, *out]) == 0
+    printed = capsys.readouterr().out
+    assert "vfm" in printed
+    row = next(line for line in printed.splitlines() if "pinv" in line)
+    assert "-" in row
+    assert main([*arguments, "--json", *out]) == 0
+    assert json.loads(capsys.readouterr().out)["gaussian_deblur"]["pinv"]["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--method", "vmf", "--task", "gaussian_deblur"], ["method", "'vmf'", "'vfm'"]),
+        (["run", "--method", "vfm", "--task", "gausian_deblur"], ["task", "'gaussian_deblur'"]),
+        ([*RUN, "--suite", "digit"], ["suite", "'digits'"]),
+        ([*RUN, "--metrics", "psnr,sssim"], ["metric", "'ssim'"]),
+        ([*RUN, "--set", "method.stepz=3"], ["method.stepz", "'method.steps'"]),
+        ([*RUN, "--set", "metod.steps=3"], ["metod.steps", "method.steps"]),
+        ([*RUN, "--set", "task.stdd=3"], ["task.stdd", "'task.std'"]),
+        ([*RUN, "--set", "task.std=wide"], ["task.std", "number"]),
+        ([*RUN, "--set", "task.std=-1"], ["task.std", "greater than 0"]),
+        ([*RUN, "--set", "steps"], ["key=value"]),
+        ([*RUN, "--set", "task.std=[1"], ["task.std", "YAML"]),
+        ([*RUN, "--set", "data.path=x"], ["data.path"]),
+        ([*RUN, "--steps", "0"], ["method.steps", "greater than or equal to 1"]),
+        ([*RUN, "--num-images", "0"], ["--num-images", "greater than or equal to 1"]),
+        ([*RUN, "--num-images", "100000"], ["--num-images", "360"]),
+        ([*RUN, "--samples", "0"], ["--samples"]),
+        ([*RUN, "--seed", "-1"], ["--seed"]),
+        ([*RUN, "--batch-size", "many"], ["--batch-size", "integer"]),
+        ([*RUN, "--plugin", "nowhere.py"], ["--plugin", "nowhere.py"]),
+        (["compare", "--methods", "vfm,pinw"], ["'pinv'"]),
+        (["train", "vmf"], ["training stage", "'vfm'"]),
+        (["train", "vfm", "--set", "vfm.alhpa=1"], ["vfm.alhpa", "'vfm.alpha'"]),
+        (["train", "vfm", "--set", "vfm.alpha=2"], ["vfm.alpha", "less than or equal to 1"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path, arguments, words):
+    where = tmp_path / "out"
+    assert main([*arguments, "--out", str(where)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    for word in words:
+        assert word in captured.err
+    assert not where.exists()
+
+
+def test_out_that_is_a_file(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([*RUN, "--out", str(file)]) == 2
+    assert f"{file} is a file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_out_that_cannot_be_written(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    assert main([*RUN, "--out", str(tmp_path / "x")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def copy_of_weights(tmp_path):
+    from vfmbench import assets
+
+    target = tmp_path / "weights"
+    target.mkdir()
+    for file in (Path(assets.__file__).parent / "digits").iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_damaged_and_missing_weights_end_with_exit_code_3(capsys, tmp_path, out):
+    weights = copy_of_weights(tmp_path)
+    file = weights / "vfm.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    arguments = [*RUN, *out, "--set", f"weights.path={weights}"]
+    assert main(arguments) == 3
+    assert "damaged" in capsys.readouterr().err
+    file.unlink()
+    assert main(arguments) == 3
+    assert "vfm.safetensors" in capsys.readouterr().err
+    (weights / "manifest.json").write_text("{")
+    assert main(arguments) == 3
+    assert "manifest.json" in capsys.readouterr().err
+    assert not (tmp_path / "digits").exists()
+
+
+def test_missing_feature_weights_cost_only_their_metrics(capsys, tmp_path, out):
+    weights = copy_of_weights(tmp_path)
+    (weights / "features.safetensors").unlink()
+    assert main([*RUN, *out, "--num-images", "4", "--samples", "2", "--json", "--set", f"weights.path={weights}"]) == 0
+    values = {row["name"]: row for row in json.loads(capsys.readouterr().out)["metrics"]}
+    assert values["psnr"]["value"] is not None
+    assert values["fid@digitnet"]["value"] is None
+    assert "features.safetensors" in values["fid@digitnet"]["reason"]
+
+
+PLUGIN = """
+from vfmbench import registry
+from vfmbench.interfaces import Options, Samples
+from vfmbench.models.metering import Meter
+
+
+class Grey:
+    Options = Options
+    weights = ()
+
+    def __init__(self, suite, options, device):
+        self.meter = Meter(device)
+
+    @classmethod
+    def supports(cls, task, suite):
+        return True, ""
+
+    def sample(self, measurement, num_samples, noise):
+        return Samples(noise.normal(measurement.operator.image_shape, 0).unflatten(0, (-1, num_samples)) * 0)
+
+
+registry.samplers.register("grey", Grey)
+"""
+
+
+def test_plugin_file_adds_a_sampler(capsys, tmp_path, out):
+    plugin = tmp_path / "grey.py"
+    plugin.write_text(PLUGIN)
+    command = [sys.executable, "-m", "vfmbench", "run", "--plugin", str(plugin), "--method", "grey", "--task", "denoise"]
+    result = subprocess.run(
+        [*command, "--num-images", "2", "--samples", "2", *out], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    plugin.write_text("1 / 0")
+    assert main(["list", "--plugin", str(plugin)]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_list_names_everything(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("vfm", "latent_dps", *TASKS, "super_resolution_x4", "digits", "psnr", "frozen_adapter"):
+        assert name in printed
+
+
+def wait_for_shards(directory, count, process):
+    deadline = time.monotonic() + 60
+    while len(list(directory.rglob("shard-*.safetensors"))) < count:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_process_resumes(tmp_path, how):
+    command = [sys.executable, "-m", "vfmbench", "run", "--method", "latent_dps", "--task", "denoise", "--out", str(tmp_path)]
+    command += ["--num-images", "12", "--samples", "4", "--batch-size", "4", "--steps", "60", "--metrics", "psnr", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_shards(tmp_path, 2, process)
+    process.send_signal(how)
+    assert process.wait(20) == (75 if how == signal.SIGTERM else -9)
+    shards = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*.safetensors")}
+    assert 2 <= len(shards) < 12
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["metrics"][0]["n"] == 12
+    assert len(list(tmp_path.rglob("shard-*.safetensors"))) == 12
+    assert all(path.stat().st_mtime_ns == time_before for path, time_before in shards.items())
