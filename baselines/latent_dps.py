@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor
-from vfmbench.baselines.guidance import GuidanceOptions, GuidanceSampler, data_gradient, unit
 
+from vfmbench.baselines.guidance import GuidanceOptions, GuidanceSampler, data_gradient, unit
 from vfmbench.interfaces import Measurement
 
 

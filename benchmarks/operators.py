@@ -18,10 +18,10 @@ import deepinv
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vfmbench.tasks.kernels import gaussian_kernel, motion_kernels
-from vfmbench.tasks.operators import GaussianBlur, Identity, Mask, MotionBlur, SuperResolution
 
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.tasks.kernels import gaussian_kernel, motion_kernels
+from vfmbench.tasks.operators import GaussianBlur, Identity, Mask, MotionBlur, SuperResolution
 
 Map = Callable[[Tensor], Tensor]
 CHANNELS = 3

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from vfmbench.methods.adapter import NoiseAdapter
 
 from vfmbench.interfaces import Measurement, Task
+from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.training.mean_flow import (

@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from vfmbench.methods.adapter import NoiseAdapter
 
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.interfaces import Options as BaseOptions
+from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.sit import SiT

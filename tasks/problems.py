@@ -12,13 +12,13 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from vfmbench.tasks import operators
-from vfmbench.tasks.kernels import motion_kernels
-from vfmbench.tasks.noise import FIRST_FREE_DRAW, add_gaussian, add_poisson
 
 from vfmbench import interfaces
 from vfmbench.interfaces import Measurement, NoiseSource, UserError
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.tasks import operators
+from vfmbench.tasks.kernels import motion_kernels
+from vfmbench.tasks.noise import FIRST_FREE_DRAW, add_gaussian, add_poisson
 
 ImageShape = tuple[int, int, int]
 
@@ -58,7 +58,7 @@ class InverseProblem(Generic[O]):
         UserError: options that the images are too small for, or that contradict one another.
     """
 
-    problem: ClassVar[str]
+    problem: str
     linear: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
     Options: ClassVar[type[ProblemOptions]] = ProblemOptions

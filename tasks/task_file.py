@@ -12,18 +12,22 @@ Example::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from vfmbench.tasks.problems import ImageShape, InverseProblem
 
 from vfmbench.interfaces import UserError
 from vfmbench.registry import unknown_name
+from vfmbench.tasks.problems import ImageShape, InverseProblem
 
 _KEYS = ("name", "task", "options")
+
+# A name becomes a folder of the run directory.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def load_task_file(
@@ -31,6 +35,7 @@ def load_task_file(
     image_shape: ImageShape,
     overrides: Mapping[str, Any],
     problems: Mapping[str, type[InverseProblem]],
+    defaults: Mapping[str, Mapping[str, Any]],
 ) -> InverseProblem:
     """Builds the task that a YAML file describes.
 
@@ -38,7 +43,8 @@ def load_task_file(
         path: the file.
         image_shape: (C, H, W) of the images it will measure.
         overrides: options that replace the file's.
-        problems: the problems that `task` may name.
+        problems: the tasks that `task` may name.
+        defaults: by task name, options that the file's replace.
 
     Raises:
         UserError: a file that cannot be read or is no such mapping, an unknown or repeated key, a wrong value, or options that
@@ -55,8 +61,9 @@ def load_task_file(
     if not isinstance(problem, str) or problem not in problems:
         raise UserError(f"{path}:{lines['task',]}: {unknown_name('task', str(problem), problems)}")
     name = content.get("name", path.stem)
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{path}:{lines['name',]}: name must be a non-empty text, not {name!r}.")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        where = f"{path}:{lines['name',]}" if "name" in content else f"{path}"
+        raise UserError(f"{where}: name must consist of letters, digits, '.', '_' and '-', not {name!r}.")
     options = {} if content.get("options") is None else content["options"]
     if not isinstance(options, dict):
         raise UserError(f"{path}:{lines['options',]}: options must be a mapping of names to values, not {options!r}.")
@@ -65,7 +72,7 @@ def load_task_file(
         return f"override of {name}" if key in overrides or ("options", key) not in lines else f"{path}:{lines['options', key]}"
 
     allowed = problems[problem].Options.model_fields
-    merged = {**options, **overrides}
+    merged = {**defaults.get(problem, {}), **options, **overrides}
     for key in merged:
         if key not in allowed:
             raise UserError(f"{where(key)}: {unknown_name(f'option of {problem}', key, allowed)}")
@@ -76,9 +83,12 @@ def load_task_file(
         key = str(first["loc"][0])
         raise UserError(f"{where(key)}: option '{key}' of {problem}: {first['msg']}, not {first['input']!r}.") from None
     try:
-        return problems[problem](image_shape, validated, name)
+        task = problems[problem](image_shape, validated, name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    # The family that adapters know it by.
+    task.problem = problem
+    return task
 
 
 def _read(path: Path) -> tuple[dict[Any, Any], dict[tuple[Any, ...], int]]:

@@ -148,13 +148,13 @@ def _run(options: argparse.Namespace) -> int:
     checked = plan(_configs(options, [(options.method, options.task)])[0])
     with console.progress(f"{options.method} on {options.task}") as update:
         result = execute(checked, update)
+    if options.json:
+        print(json.dumps(tables.run_document(result)))
     if result.status != Status.DONE:
         print(f"vfmbench: {result.reason}", file=sys.stderr)
         return UserError.exit_code
     picture = grid.posterior_grid(checked)
-    if options.json:
-        print(json.dumps(tables.run_document(result)))
-    else:
+    if not options.json:
         console.OUT.print(tables.run_table(result))
         console.OUT.print(
             f"{tables.cost_line(result)}\nSamples, records and metrics: {result.store.directory}\nPicture: {picture}"

@@ -78,6 +78,8 @@ def validate(model: type[OptionsType], values: Mapping[str, Any], prefix: str = 
 
 def _explain(problem: Any, model: type[BaseModel], prefix: str) -> str:
     key = prefix + ".".join(str(part) for part in problem["loc"])
+    if prefix == "--":
+        key = key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
         return str(unknown_name("key", key, [prefix + name for name in model.model_fields]))
     if problem["type"] == "missing":

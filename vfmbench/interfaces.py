@@ -201,14 +201,24 @@ class Dataset(Protocol):
 
     Attributes:
         sha256: hash over the split's images and labels (or file list), recorded with every run.
+        files: name of each image, in the split's order; empty for data without names.
+        errors: position -> "name: reason" of the images that `readable` could not decode so far.
     """
 
     sha256: str
+    files: Sequence[str]
+    errors: dict[int, str]
 
     def __len__(self) -> int: ...
 
+    def readable(self, index: Sequence[int]) -> list[int]:
+        """Those of the given positions whose images decode, in the order given; the others are entered into `errors`.
+
+        Raises UserError once more images have failed than the data set's limit.
+        """
+
     def load(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B,C,H,W] and labels int64 [B] at the given positions."""
+        """Images uint8 [B,C,H,W] and labels int64 [B] at the given positions. Raises UserError for one that does not decode."""
 
 
 class FeatureSpace(Protocol):
@@ -294,7 +304,11 @@ class MetricValue:
         value: None if it could not be computed; `reason` then says why.
         low, high: 95 % interval.
         n: number of images it was computed from.
-        per_image: the values that `value` is the mean of, float64 [n], for paired comparisons; not written to metrics.json.
+        per_image: the values that `value` is the mean of, float64 [n], for paired comparisons.
+        replicates: for a statistic of the whole set, its values on bootstrap resamples, float64 [R], for paired comparisons:
+            every run of n images is resampled alike.
+
+    `per_image` and `replicates` are stored as tables beside metrics.json.
     """
 
     name: str
@@ -307,3 +321,4 @@ class MetricValue:
     settings: str = ""
     reason: str | None = None
     per_image: Tensor | None = field(default=None, compare=False, repr=False)
+    replicates: Tensor | None = field(default=None, compare=False, repr=False)

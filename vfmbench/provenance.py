@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("vfmbench", "torch", "torchvision", "numpy", "scipy", "scikit-image", "scikit-learn", "safetensors")
+PACKAGES = ("vfmbench", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
 
 
 @cache

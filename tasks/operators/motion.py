@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
 from torch import Tensor
+
 from vfmbench.tasks.kernels import PINV_TOLERANCE
 from vfmbench.tasks.operators.base import BatchedOperator, ImageShape
 

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from vfmbench.tasks.operators.base import ImageShape, NonlinearOperator
 
 

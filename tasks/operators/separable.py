@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+
 from vfmbench.tasks.kernels import PINV_TOLERANCE, bicubic_inverse, bicubic_matrix, gaussian_matrix, gaussian_svd
 from vfmbench.tasks.operators.base import BatchedOperator, ImageShape
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
 from pydantic import Field
-from vfmbench.tasks import datasets
 
 from vfmbench.config import dump, validate
-from vfmbench.interfaces import Dataset, FeatureSpace, Options, Task
+from vfmbench.interfaces import Dataset, FeatureSpace, MissingError, Options, Task
 from vfmbench.models.codecs import IdentityCodec
 from vfmbench.models.features import ClassifierFeatures
 from vfmbench.models.flow import FlowModel
@@ -22,6 +22,11 @@ from vfmbench.models.sit import SiT
 from vfmbench.models.weights import WeightStore
 from vfmbench.registry import tasks as task_registry
 from vfmbench.registry import unknown_name
+from vfmbench.tasks import datasets
+from vfmbench.tasks.problems import InverseProblem
+from vfmbench.tasks.task_file import load_task_file
+
+DataOptions = TypeVar("DataOptions", bound=Options)
 
 
 class SuiteDefinition(Options):
@@ -30,9 +35,9 @@ class SuiteDefinition(Options):
     name: str
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
+    codec: Literal["identity", "sd_vae"] = "identity"
     num_classes: int = Field(ge=0)
-    dataset: str
-    feature_spaces: dict[str, str] = Field(description="feature space -> name of its weights")
+    feature_spaces: dict[str, str] = Field(default_factory=dict, description="feature space -> name of its weights")
     num_images: int = Field(ge=1)
     num_samples: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="samples in one batch")
@@ -49,7 +54,7 @@ class DigitsData(Options):
 
 
 class ImageSuite:
-    """A suite of images and embedded weights; implements `vfmbench.interfaces.Suite`."""
+    """A suite of images; implements `vfmbench.interfaces.Suite`. `load` returns a split; nothing is read before it is asked."""
 
     def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
         self._definition, self._load = definition, load
@@ -63,7 +68,9 @@ class ImageSuite:
         self.task_names = list(definition.tasks)
         self.feature_space_names = list(definition.feature_spaces)
         shipped = Path(str(files("vfmbench.assets"))) / definition.name
-        if weights.path is None:
+        if not definition.training:
+            hint = f"The suite {self.name} has no networks yet; methods without any (pinv, adjoint) run."
+        elif weights.path is None:
             hint = f"Reinstall vfmbench, or train the suite: vfmbench train all --suite {self.name}"
         else:
             hint = f"Train them (vfmbench train all --suite {self.name} --out {weights.path}) or leave out weights.path."
@@ -80,16 +87,38 @@ class ImageSuite:
         return self._datasets[split]
 
     def task(self, name: str, options: Mapping[str, Any]) -> Task:
-        """Raises UserError for an unknown task or option, or a value that does not fit the images."""
-        if name not in self._definition.tasks:
-            raise unknown_name("task", name, self.task_names)
-        values = dict(self._definition.tasks[name])
-        task_class = task_registry.get(values.pop("problem", name))
-        task = task_class(self.image_shape, validate(task_class.Options, {**values, **options}, "task."), name)
+        """A task of this suite, any other registered task with its own defaults, or the task of a YAML file.
+
+        Raises UserError for an unknown task or option, or a value that does not fit the images.
+        """
+        if name.endswith((".yaml", ".yml")):
+            return load_task_file(name, self.image_shape, options, *self._known_tasks())
+        classes, defaults = self._known_tasks()
+        if name not in classes:
+            raise unknown_name("task", name, classes)
+        values = {**defaults.get(name, {}), **options}
+        task = classes[name](self.image_shape, validate(classes[name].Options, values, "task."), name)
+        # What adapters are conditioned on: two tasks of one operator at different settings are two problems.
         task.problem = name
         return task
 
+    def _known_tasks(self) -> tuple[dict[str, type[InverseProblem]], dict[str, dict[str, Any]]]:
+        """Classes of the suite's and all registered tasks, and the options that the suite gives its own."""
+        classes = task_registry.load_all()
+        defaults = {}
+        for name, entry in self._definition.tasks.items():
+            values = dict(entry)
+            classes[name] = task_registry.get(values.pop("problem", name))
+            defaults[name] = values
+        return classes, defaults
+
     def codec(self, device: torch.device) -> IdentityCodec:
+        """Raises MissingError where the images' latents are those of Stable Diffusion's VAE."""
+        if self._definition.codec == "sd_vae":
+            raise MissingError(
+                f"The suite {self.name} needs Stable Diffusion's VAE, which vfmbench cannot load yet; "
+                "methods without networks (pinv, adjoint) run."
+            )
         return IdentityCodec()
 
     def flow(self, device: torch.device) -> FlowModel:
@@ -104,10 +133,45 @@ class ImageSuite:
         return ClassifierFeatures(name, self.weights.load(self._definition.feature_spaces[name]), device)
 
 
-def digits(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
-    """The embedded default: 8x8 handwritten digits. Args: options by section, `data` and `weights`."""
-    text = files(__name__).joinpath("digits.yaml").read_text()
-    definition = validate(SuiteDefinition, yaml.safe_load(text), "digits.yaml: ")
-    data = validate(DigitsData, options.get("data", {}), "data.")
+def _build(
+    name: str,
+    schema: type[DataOptions],
+    load: Callable[[DataOptions, str], Dataset],
+    options: Mapping[str, Mapping[str, Any]],
+    shape: Callable[[DataOptions], tuple[int, int, int]] | None = None,
+) -> ImageSuite:
+    """The suite of `<name>.yaml`.
+
+    Args:
+        schema: of the section `data` of `options`.
+        load: (data options, split) -> the split.
+        options: by section, `data` and `weights`.
+        shape: (C, H, W) of images and latents where it depends on the data options; replaces the file's.
+    """
+    text = files(__name__).joinpath(f"{name}.yaml").read_text()
+    definition = validate(SuiteDefinition, yaml.safe_load(text), f"{name}.yaml: ")
+    data = validate(schema, options.get("data", {}), "data.")
     weights = validate(WeightsOptions, options.get("weights", {}), "weights.")
-    return ImageSuite(definition, datasets.digits, data, weights)
+    if shape is not None:
+        definition = definition.model_copy(update={"image_shape": shape(data), "latent_shape": shape(data)})
+    return ImageSuite(definition, partial(load, data), data, weights)
+
+
+def digits(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+    """The embedded default: 8x8 handwritten digits."""
+    return _build("digits", DigitsData, lambda _, split: datasets.digits(split), options)
+
+
+def folder(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+    """Any folder of images at any size: data.path, data.size."""
+    return _build("folder", datasets.FolderOptions, datasets.folder, options, lambda data: (3, data.size, data.size))
+
+
+def cifar10(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+    """CIFAR-10, 32x32 pixels, from data.path."""
+    return _build("cifar10", datasets.Cifar10Options, datasets.cifar10, options)
+
+
+def imagenet256(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+    """ImageNet at 256x256 pixels, from data.path; data and tasks only, its networks cannot be loaded yet."""
+    return _build("imagenet256", datasets.ImageNetOptions, datasets.imagenet, options)

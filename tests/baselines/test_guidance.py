@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from vfmbench.baselines.guidance import data_gradient, unit
 from vfmbench.baselines.latent_dps import LatentDPS
-from vfmbench.tasks.operators import Mask
-from vfmbench.tasks.problems import GaussianDeblur, InpaintBox, SuperResolution
-
 from vfmbench.interfaces import Measurement
 from vfmbench.models.codecs import IdentityCodec
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.tasks.operators import Mask
+from vfmbench.tasks.problems import GaussianDeblur, InpaintBox, SuperResolution
 
 CPU = torch.device("cpu")
 

@@ -56,8 +56,8 @@ def test_compare_prints_all_methods_and_marks_differences(capsys, out):
     assert main([*arguments, *out]) == 0
     printed = capsys.readouterr().out
     assert "vfm" in printed
-    row = next(line for line in printed.splitlines() if "pinv" in line)
-    assert "-" in row
+    row = next(line for line in printed.splitlines() if " psnr " in line)
+    assert row.rstrip(" │").endswith("-")
     assert main([*arguments, "--json", *out]) == 0
     assert json.loads(capsys.readouterr().out)["gaussian_deblur"]["pinv"]["status"] == "done"
 
@@ -221,3 +221,37 @@ def test_stopped_process_resumes(tmp_path, how):
     assert json.loads(result.stdout)["metrics"][0]["n"] == 12
     assert len(list(tmp_path.rglob("shard-*.safetensors"))) == 12
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in shards.items())
+
+
+def test_task_of_a_users_yaml_file(capsys, tmp_path, out):
+    file = tmp_path / "wide_blur.yaml"
+    file.write_text("task: gaussian_deblur\noptions: {std: 1.6}\n")
+    arguments = ["run", "--method", "vfm", "--task", str(file), "--num-images", "2", "--samples", "2", "--json", *out]
+    assert main(arguments) == 0
+    identity = json.loads(capsys.readouterr().out)["identity"]
+    assert (identity["task"], identity["problem"]) == ("wide_blur", "gaussian_deblur")
+    # The suite's own settings are the starting point.
+    assert identity["task_options"] | {"std": 1.6, "kernel_size": 7, "noise_std": 0.1} == identity["task_options"]
+    assert main([*arguments, "--set", "task.std=2.0"]) == 0
+    assert json.loads(capsys.readouterr().out)["identity"]["task_options"]["std"] == 2.0
+    file.write_text("task: gaussian_deblur\nnoise: 1\n")
+    assert main(arguments) == 2
+    assert "wide_blur.yaml:2" in capsys.readouterr().err
+
+
+def test_adapter_skips_a_problem_it_does_not_know(capsys, out):
+    assert main(["run", "--method", "vfm", "--task", "hdr", "--json", *out]) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["status"] == "skipped"
+    assert "not trained on the problem 'hdr'" in captured.err
+    assert (
+        main(["run", "--method", "latent_dps", "--task", "hdr", "--steps", "3", "--num-images", "2", "--samples", "2", *out])
+        == 0
+    )
+
+
+def test_preview_draws_every_task(capsys, tmp_path, out):
+    for task in [*TASKS, "hdr", "phase_retrieval"]:
+        assert main(["preview", "--task", task, *out]) == 0
+        assert Path(capsys.readouterr().out.strip()) == tmp_path / "digits" / f"preview-{task}.png"
+        assert (tmp_path / "digits" / f"preview-{task}.png").stat().st_size > 1000

@@ -1,4 +1,5 @@
 import torch
+
 from vfmbench.methods.adapter import LOGVAR_RANGE, NoiseAdapter
 
 

@@ -6,7 +6,13 @@ import torch
 from scipy import stats
 
 from vfmbench.interfaces import UserError
-from vfmbench.metrics.statistics import mean_interval, normal_interval, paired_difference, resampling_counts
+from vfmbench.metrics.statistics import (
+    mean_interval,
+    normal_interval,
+    paired_difference,
+    paired_set_difference,
+    resampling_counts,
+)
 
 
 @pytest.mark.parametrize("draw", [torch.Tensor.normal_, torch.Tensor.exponential_])
@@ -103,3 +109,18 @@ def test_paired_difference_refuses_what_it_cannot_compare():
         paired_difference(torch.zeros(3), torch.zeros(4))
     with pytest.raises(UserError, match="finite"):
         paired_difference(torch.tensor([1.0, float("inf")]), torch.zeros(2))
+
+
+def test_paired_set_difference_uses_only_what_does_not_cancel():
+    """Two Frechet-like statistics that share the noise of the choice of images and differ by 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    shared, own = torch.randn(2, 200, generator=generator, dtype=torch.float64)
+    result = paired_set_difference(1.1, 1.0, 1.1 + shared, 1.0 + shared + 0.01 * own, n=50)
+    assert result.difference == pytest.approx(0.1)
+    assert result.p_value < 1e-6
+    assert result.high - result.low == pytest.approx(2 * 1.96 * 0.01, rel=0.2)
+    unpaired = paired_set_difference(1.1, 1.0, 1.1 + shared, 1.0 + own, n=50)
+    assert unpaired.p_value > 0.5
+    assert paired_set_difference(1.0, 1.0, shared, shared, n=50).p_value is None
+    with pytest.raises(UserError, match="200 and 100"):
+        paired_set_difference(1.0, 1.0, shared, shared[:100], n=50)

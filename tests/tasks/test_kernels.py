@@ -7,6 +7,8 @@ import pytest
 import scipy.ndimage
 import torch
 from PIL import Image
+
+from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.kernels import (
     bicubic_inverse,
     bicubic_matrix,
@@ -15,8 +17,6 @@ from vfmbench.tasks.kernels import (
     gaussian_svd,
     motion_kernels,
 )
-
-from vfmbench.randomness import PhiloxNoise
 
 LIKE = torch.empty(0, dtype=torch.float64)
 

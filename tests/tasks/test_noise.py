@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from vfmbench.tasks.noise import NOISE_FLOOR, add_gaussian, add_poisson, poisson_quantile
 
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.tasks.noise import NOISE_FLOOR, add_gaussian, add_poisson, poisson_quantile
 
 
 def noise(rows: int = 4) -> PhiloxNoise:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel, motion_kernels
-from vfmbench.tasks.operators import HDR, GaussianBlur, Identity, Mask, MotionBlur, PhaseRetrieval, SuperResolution
 
 from vfmbench.interfaces import UserError
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel, motion_kernels
+from vfmbench.tasks.operators import HDR, GaussianBlur, Identity, Mask, MotionBlur, PhaseRetrieval, SuperResolution
 
 ROWS = 3
 

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+
+from vfmbench.interfaces import Task, UserError
 from vfmbench.tasks.noise import NOISE_FLOOR
 from vfmbench.tasks.problems import (
     Denoise,
@@ -17,8 +19,6 @@ from vfmbench.tasks.problems import (
     PhaseRetrieval,
     SuperResolution,
 )
-
-from vfmbench.interfaces import Task, UserError
 
 PROBLEMS = [
     Denoise,

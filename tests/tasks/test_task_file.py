@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from vfmbench.tasks.problems import Denoise, GaussianDeblur
-from vfmbench.tasks.task_file import load_task_file
 
 from vfmbench.interfaces import UserError
+from vfmbench.tasks.problems import Denoise, GaussianDeblur
+from vfmbench.tasks.task_file import load_task_file
 
 PROBLEMS = {"denoise": Denoise, "gaussian_deblur": GaussianDeblur}
 GOOD = """\
@@ -22,7 +22,7 @@ options:
 def load(tmp_path):
     def load(text, overrides=None, shape=(1, 8, 8)):
         (tmp_path / "mine.yaml").write_text(text)
-        return load_task_file(tmp_path / "mine.yaml", shape, overrides or {}, PROBLEMS)
+        return load_task_file(tmp_path / "mine.yaml", shape, overrides or {}, PROBLEMS, {})
 
     return load
 
@@ -63,7 +63,7 @@ def test_overrides_replace_the_files_options(load):
         (GOOD + "  std: 2\n", r"mine\.yaml:7: key 'std' was already given in line 6"),
         (GOOD + "task: denoise\n", r"mine\.yaml:7: key 'task' was already given in line 3"),
         ("task: denoise\noptions: [1]\n", r"mine\.yaml:2: options must be a mapping"),
-        ("task: denoise\nname: 3\n", r"mine\.yaml:2: name must be a non-empty text, not 3"),
+        ("task: denoise\nname: 3\n", r"mine\.yaml:2: name must consist of letters.*, not 3"),
         ("task: denoise\n1: 2\n", r"mine\.yaml:2: keys must be plain names"),
         ("task: denoise\n? [a]\n: 2\n", r"mine\.yaml:2: keys must be plain names"),
         ("- denoise\n", "must be a mapping"),
@@ -88,7 +88,20 @@ def test_a_wrong_override_is_not_blamed_on_the_file(load):
 
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"missing\.yaml: cannot be read"):
-        load_task_file(tmp_path / "missing.yaml", (1, 8, 8), {}, PROBLEMS)
+        load_task_file(tmp_path / "missing.yaml", (1, 8, 8), {}, PROBLEMS, {})
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.yaml: cannot be read"):
-        load_task_file(tmp_path / "binary.yaml", (1, 8, 8), {}, PROBLEMS)
+        load_task_file(tmp_path / "binary.yaml", (1, 8, 8), {}, PROBLEMS, {})
+
+
+def test_suite_defaults_lie_below_the_files_options(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: gaussian_deblur\noptions: {std: 2.0}\n")
+    defaults = {"gaussian_deblur": {"std": 1.0, "kernel_size": 7, "noise_std": 0.1}}
+    options = load_task_file(path, (1, 8, 8), {"noise_std": 0.2}, PROBLEMS, defaults).options
+    assert (options.std, options.kernel_size, options.noise_std) == (2.0, 7, 0.2)
+
+
+def test_name_must_be_fit_for_a_folder(load):
+    with pytest.raises(UserError, match=r"mine\.yaml:1: name must consist of letters"):
+        load("name: ../up\ntask: denoise\n")

@@ -43,7 +43,9 @@ def _checked(value: MetricValue, evaluation: EvaluationSet) -> MetricValue:
     if value.value is None:
         return value
     if not math.isfinite(value.value) and value.reason is None:
-        return replace(value, value=None, low=None, high=None, n=0, per_image=None, reason=f"the result is {value.value}")
+        return replace(
+            value, value=None, low=None, high=None, n=0, per_image=None, replicates=None, reason=f"the result is {value.value}"
+        )
     if any(bound is not None and not math.isfinite(bound) for bound in (value.low, value.high)):
         value = replace(value, low=None, high=None)
     if len(evaluation) < evaluation.planned:

@@ -36,7 +36,7 @@ def fid(evaluation: EvaluationSet) -> list[MetricValue]:
             settings += f"; WARNING: n = {n} images for d = {d} features, so both covariances are singular"
         value, replicates = _value_and_replicates(frechet_distances(truth, samples, _with_original(truth)))
         low, high = normal_interval(value, replicates)
-        return [_value(evaluation, "fid", name, value, max(0, low), max(0, high), settings)]
+        return [_value(evaluation, "fid", name, value, max(0, low), max(0, high), settings, replicates)]
 
     return in_each_space(evaluation, ["fid"], in_space)
 
@@ -50,7 +50,7 @@ def kid(evaluation: EvaluationSet) -> list[MetricValue]:
         for metric, estimator, results in _estimates("kid", truth, samples, cubic_kernel):
             value, replicates = _value_and_replicates(results)
             settings = f"{_SETTINGS}, all n at once (no subsets); {estimator}, can be negative; {_INTERVAL}"
-            values.append(_value(evaluation, metric, name, value, *normal_interval(value, replicates), settings))
+            values.append(_value(evaluation, metric, name, value, *normal_interval(value, replicates), settings, replicates))
         return values
 
     return in_each_space(evaluation, ["kid", "kid_paired"], in_space)
@@ -71,7 +71,7 @@ def mmd(evaluation: EvaluationSet) -> list[MetricValue]:
             square, replicates = _value_and_replicates(results)
             value, low, high = (max(0.0, bound) ** 0.5 for bound in (square, *normal_interval(square, replicates)))
             settings = f"{_SETTINGS}; square root of the {estimator}; {kernel_settings}; {_INTERVAL} on MMD^2, clipped at 0"
-            values.append(_value(evaluation, metric, name, value, low, high, settings))
+            values.append(_value(evaluation, metric, name, value, low, high, settings, replicates.clamp_min(0).sqrt()))
         return values
 
     return in_each_space(evaluation, ["mmd", "mmd_paired"], in_space)
@@ -187,8 +187,7 @@ def _with_original(x: Tensor) -> Tensor:
 
 
 def _value_and_replicates(results: Tensor) -> tuple[float, Tensor]:
-    replicates = results[1:]
-    return float(results[0]), replicates[replicates.isfinite()]
+    return float(results[0]), results[1:].cpu()
 
 
 def _estimates(name: str, truth: Tensor, samples: Tensor, kernel: Kernel) -> list[tuple[str, str, Tensor]]:
@@ -201,7 +200,14 @@ def _estimates(name: str, truth: Tensor, samples: Tensor, kernel: Kernel) -> lis
 
 
 def _value(
-    evaluation: EvaluationSet, metric: str, name: str, value: float, low: float, high: float, settings: str
+    evaluation: EvaluationSet,
+    metric: str,
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    settings: str,
+    replicates: Tensor,
 ) -> MetricValue:
     return MetricValue(
         name=f"{metric}@{name}",
@@ -212,4 +218,5 @@ def _value(
         feature_space=name,
         feature_weights_sha256=evaluation.space(name).weights_sha256,
         settings=settings,
+        replicates=replicates,
     )

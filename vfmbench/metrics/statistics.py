@@ -56,7 +56,7 @@ def normal_interval(value: float, replicates: Tensor) -> tuple[float, float]:
 
     For statistics of a whole set, whose replicates are biased because a resample repeats images: only their spread is used.
     """
-    margin = 1.96 * float(replicates.std())
+    margin = 1.96 * float(replicates[replicates.isfinite()].std())
     return value - margin, value + margin
 
 
@@ -93,6 +93,27 @@ def paired_difference(a: Tensor, b: Tensor) -> PairedDifference:
         raise UserError(f"a paired comparison needs finite values; {int((~difference.isfinite()).sum())} images have others")
     low, high = mean_interval(difference)
     return PairedDifference(float(difference.mean()), low, high, _sign_flip_p_value(difference.numpy()), len(difference))
+
+
+def paired_set_difference(a: float, b: float, replicates_a: Tensor, replicates_b: Tensor, n: int) -> PairedDifference:
+    """Compares two methods by a statistic of the whole set, such as FID, from replicates [R] on the same resampled images.
+
+    Normal interval and p-value with the standard deviation of the replicates' differences: what both methods owe to the choice
+    of images cancels, and so does most of the bias of a resample.
+
+    Raises:
+        UserError: the numbers of replicates differ.
+    """
+    if replicates_a.shape != replicates_b.shape:
+        raise UserError(f"a paired comparison needs equal resamples, not {len(replicates_a)} and {len(replicates_b)}")
+    spread = replicates_a - replicates_b
+    spread = spread[spread.isfinite()]
+    deviation = float(spread.std()) if len(spread) > 1 else 0.0
+    difference = a - b
+    if deviation == 0:
+        return PairedDifference(difference, None, None, None, n)
+    p_value = float(2 * stats.norm.sf(abs(difference) / deviation))
+    return PairedDifference(difference, difference - 1.96 * deviation, difference + 1.96 * deviation, p_value, n)
 
 
 def _sign_flip_p_value(difference: np.ndarray) -> float | None:

@@ -46,7 +46,10 @@ def posterior_grid(plan: Plan) -> Path:
 def task_preview(plan: Plan) -> Path:
     """Writes `<out>/<suite>/preview-<task>.png`: truth, observation, adjoint and pseudo-inverse of the first images."""
     count = min(MAX_ROWS, plan.identity.num_images)
-    truth, measurement = measure(plan, list(range(count)))
+    positions = plan.dataset.readable(range(count))
+    if not positions:
+        raise UserError(f"None of the first {count} images can be decoded; the first is {plan.dataset.errors[0]}.")
+    truth, measurement = measure(plan, positions)
     operator = measurement.operator
     columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
     if operator.linear:
@@ -63,14 +66,16 @@ def task_preview(plan: Plan) -> Path:
 
 
 def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
-    """A picture with one column per (caption, uint8 images [N,C,H,W]); every pixel is drawn, none is smoothed away."""
+    """A picture with one column per (caption, uint8 images [N,C,H,W])."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = len(columns[0][1])
-    figure, axes = pyplot.subplots(rows, len(columns), figsize=(1.15 * len(columns), 1.1 * rows + 0.6), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, len(columns), figsize=(1.1 * len(columns), 1.1 * rows + 0.7), squeeze=False, layout="constrained"
+    )
     for number, (caption, images) in enumerate(columns):
         axes[0, number].set_title(caption, fontsize=7)
         for row in range(rows):
@@ -79,7 +84,7 @@ def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
             axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
     figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.3)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

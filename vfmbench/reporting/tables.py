@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pandas as pd
 import torch
 from rich.table import Table
 
-from vfmbench.interfaces import Status
-from vfmbench.metrics.statistics import paired_difference
+from vfmbench.interfaces import Status, UserError
+from vfmbench.metrics.statistics import PairedDifference, paired_difference, paired_set_difference
 from vfmbench.running.runner import Run
 
 COMPARISON_NOTE = (
-    "Value and half-width of its 95 % interval. + better, - worse than the first row by a paired test on the same images "
-    "(5 %, not corrected for the number of comparisons). Frechet and MMD values have no per-image terms to pair."
+    "Value and half-width of its 95 % interval. + better, - worse than the first method by a paired test on the same images "
+    "(5 % level, not corrected for the number of comparisons)."
 )
 
 # Metrics of the comparison table in order, and whether more is better.
@@ -23,7 +22,6 @@ _COLUMNS = {
     "psnr": True,
     "psnr_mean": True,
     "ssim": True,
-    "crps@pixel": False,
     "crps": False,
     "fid": False,
     "mmd": False,
@@ -77,42 +75,46 @@ def cost_line(run: Run) -> str:
 
 
 def comparison_table(task: str, runs: Mapping[str, Run]) -> Table:
-    """One row per method, with marks for paired differences to the first finished one."""
-    done = {method: run for method, run in runs.items() if run.status == Status.DONE}
-    values = {method: {row["name"]: row for row in run.store.metrics()} for method, run in done.items()}
-    names = [name for column in _COLUMNS for name in _matching(column, values)]
-    per_image = {method: pd.read_parquet(run.store.directory / "metrics_per_image.parquet") for method, run in done.items()}
-    table = Table(title=f"{task}", title_justify="left")
-    table.add_column("method")
-    for name in names:
-        table.add_column(name.replace("@", "@\n"), justify="right")
-    reference = next(iter(done), None)
-    for method, run in runs.items():
-        if method not in done or reference is None:
-            table.add_row(method, f"{run.status}: {run.reason}")
-            continue
+    """One column per method and one row per metric, with marks for paired differences to the first finished method."""
+    done = {method: _Stored(run) for method, run in runs.items() if run.status == Status.DONE}
+    reference = next(iter(done.values()), None)
+    table = Table(title=task, title_justify="left")
+    table.add_column("metric")
+    for method in runs:
+        table.add_column(method, justify="right")
+    for name in _names(done.values()):
         cells = []
-        for name in names:
-            row = values[method].get(name)
-            mark = _mark(name, per_image[reference], per_image[method]) if method != reference else ""
-            cells.append(_cell(row) + mark)
-        table.add_row(method, *cells)
+        for method in runs:
+            stored = done.get(method)
+            if stored is None or reference is None:
+                cells.append(runs[method].status.value)
+            else:
+                cells.append(f"{_cell(stored.values.get(name))} {_mark(name, reference, stored)}")
+        table.add_row(name, *cells)
+    for method, run in runs.items():
+        if run.status != Status.DONE:
+            table.caption = f"{table.caption or ''}{method}: {run.reason}. "
     return table
 
 
 def _position(row: Mapping[str, Any]) -> int:
-    """Metrics of the comparison table come first, in its order; missing ones keep their place."""
-    keys = list(_COLUMNS)
-    for key in (row["name"], row["name"].split("@")[0]):
-        if key in keys:
-            return keys.index(key)
-    return next((number for number, key in enumerate(keys) if row["name"].startswith(key.split("@")[0] + "_")), len(keys))
+    """Metrics of the comparison table come first, in its order."""
+    return next((i for i, key in enumerate(_COLUMNS) if key in (row["name"], row["name"].split("@")[0])), len(_COLUMNS))
 
 
-def _matching(column: str, values: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Names of stored metrics that belong to a column: itself, or itself in each feature space."""
-    stored = dict.fromkeys(name for rows in values.values() for name in rows)
-    return [name for name in stored if name == column or (name.split("@")[0] == column and not name.endswith("@pixel"))]
+class _Stored:
+    """What a comparison reads of one run."""
+
+    def __init__(self, run: Run):
+        self.values = {row["name"]: row for row in run.store.metrics()}
+        self.per_image = run.store.read_table("metrics_per_image.parquet")
+        self.replicates = run.store.read_table("metrics_replicates.parquet")
+
+
+def _names(runs: Iterable[_Stored]) -> list[str]:
+    """Stored metrics that belong to the comparison, in its order."""
+    stored = dict.fromkeys(name for run in runs for name in run.values)
+    return [name for key in _COLUMNS for name in stored if key in (name, name.split("@")[0])]
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -123,18 +125,31 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return f"{_number(row['value'])} ±{(row['high'] - row['low']) / 2:.1g}"
 
 
-def _mark(name: str, reference: pd.DataFrame, other: pd.DataFrame) -> str:
+def _mark(name: str, reference: _Stored, other: _Stored) -> str:
+    """ "+" or "-" if `other` is better or worse than `reference` at the 5 % level, else a blank."""
     better = _COLUMNS.get(name, _COLUMNS.get(name.split("@")[0]))
-    if better is None or name not in reference or name not in other:
+    if better is None or other is reference:
         return " "
-    joined = reference[["index", name]].merge(other[["index", name]], on="index")
-    ours, theirs = (torch.tensor(joined[f"{name}_{side}"].to_numpy()) for side in "yx")
-    if not (ours.isfinite() & theirs.isfinite()).all():
+    try:
+        difference = _difference(name, reference, other)
+    except UserError:
         return " "
-    result = paired_difference(ours, theirs)
-    if result.p_value is None or result.p_value >= 0.05:
+    if difference is None or difference.p_value is None or difference.p_value >= 0.05:
         return " "
-    return "+" if (result.difference > 0) == better else "-"
+    return "+" if (difference.difference > 0) == better else "-"
+
+
+def _difference(name: str, reference: _Stored, other: _Stored) -> PairedDifference | None:
+    """other - reference, or None where the metric cannot be paired."""
+    if name in reference.per_image and name in other.per_image:
+        joined = reference.per_image[["index", name]].merge(other.per_image[["index", name]], on="index")
+        return paired_difference(*(torch.tensor(joined[f"{name}_{side}"].to_numpy()) for side in "yx"))
+    if name in reference.replicates and name in other.replicates:
+        first, second = other.values[name], reference.values[name]
+        if first["n"] == second["n"]:
+            ours, theirs = (torch.tensor(run.replicates[name].to_numpy()) for run in (other, reference))
+            return paired_set_difference(first["value"], second["value"], ours, theirs, first["n"])
+    return None
 
 
 def _number(value: float | None) -> str:

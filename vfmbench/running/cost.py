@@ -42,7 +42,8 @@ def measure_cost(meter: Meter, num_samples: int, device: torch.device) -> Iterat
 
 
 def _warm(records: pd.DataFrame) -> pd.DataFrame:
-    """Without each process's first batch, unless there is nothing else."""
+    """Without samples that were never drawn, and without each process's first batch unless there is nothing else."""
+    records = records.dropna(subset=["seconds"])
     warm = records[records["first_batch"] == 0]
     return warm if len(warm) else records
 

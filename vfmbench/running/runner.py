@@ -155,7 +155,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
             LOG.info("run %s on %s", identity.hash, plan.device)
             try:
                 _sample_missing(plan, sampler, progress or (lambda done, total: None))
-                records = store.compile_tables(identity.seed)
+                records = store.compile_tables(identity)
                 start = time.perf_counter()
                 evaluation, index = _evaluation(plan, records, spaces)
                 values = compute_metrics(evaluation, {name: metric_registry.get(name) for name in plan.metric_names})
@@ -169,6 +169,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
             store.write_provenance(facts)
             LOG.info("done")
         finally:
+            store.write_dataset(identity, plan.dataset)
             LOG.removeHandler(handler)
             handler.close()
     return Run(store, Status.DONE)
@@ -190,18 +191,24 @@ def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:
         LOG.info("resuming: %d of %d images are stored", planned - len(todo), planned)
     progress(planned - len(todo), planned)
     images_per_batch = max(1, plan.batch_size // samples)
-    done = planned - len(todo)
+    done, warm = planned - len(todo), False
     for start in range(0, len(todo), images_per_batch):
-        positions = todo[start : start + images_per_batch]
+        batch = todo[start : start + images_per_batch]
+        done += len(batch)
+        positions = plan.dataset.readable(batch)
+        if not positions:
+            continue
         _, measurement = measure(plan, positions)
         noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(samples)))
         with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
             images = sampler.sample(measurement, samples, noise).images
         # The first batch of a process also pays for allocations and lazy initialisation.
-        cost["first_batch"] = float(start == 0)
+        cost["first_batch"] = float(not warm)
+        warm = True
         plan.store.write_shard(_shard(images, measurement, cost))
-        done += len(positions)
         progress(done, planned)
+    for position, message in plan.dataset.errors.items():
+        LOG.warning("image %d left out: %s", position, message)
 
 
 def _shard(images: Tensor, measurement: Any, cost: dict[str, float]) -> Shard:

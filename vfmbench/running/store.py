@@ -1,8 +1,8 @@
 """The run directory: shards written atomically one batch at a time, so that a run killed at any moment loses at most a batch.
 
 Layout (`<out>/<suite>/<task>/<method>/<hash>/`): `config.yaml`, `provenance.json`, `samples/shard-*.safetensors`,
-`measurements.json`, `records.parquet`, `metrics.json`, `metrics_per_image.parquet`, `grid.png`, `log.txt`. A shard carries its
-images and its records; the tables beside it are compiled from the shards.
+`dataset.json`, `measurements.json`, `records.parquet`, `metrics.json`, `metrics_per_image.parquet`, `grid.png`, `log.txt`. A
+shard carries its images and its records; the tables beside it are compiled from the shards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
-from vfmbench.interfaces import MetricValue, Status, UserError
+from vfmbench.interfaces import Dataset, MetricValue, Status, UserError
 
 SCHEMA_VERSION = 1
 
@@ -188,35 +188,71 @@ class RunStore:
         """Positions of the images whose samples are stored."""
         return {index for shard in self.shards() for index in shard.index.tolist()}
 
-    def compile_tables(self, seed: int) -> pd.DataFrame:
-        """Writes records.parquet and measurements.json from the shards and returns the records."""
+    def compile_tables(self, identity: RunIdentity) -> pd.DataFrame:
+        """Writes records.parquet and measurements.json from the shards and returns the records.
+
+        A planned image that no shard holds could not be read: its rows are `failed`, with label -1 and without numbers.
+
+        Raises:
+            UserError: there are no shards.
+        """
         shards = self.shards()
-        records = pd.DataFrame([row for shard in shards for row in shard.records(seed)])
-        temporary = self.directory / f".records.{os.getpid()}.tmp"
-        records.to_parquet(temporary, index=False)
-        temporary.replace(self.directory / "records.parquet")
+        if not shards:
+            raise UserError(
+                f"None of the {identity.num_images} images could be read; {self.directory / 'dataset.json'} says why."
+            )
+        stored = {index for shard in shards for index in shard.index.tolist()}
+        failed = [
+            {"index": index, "sample": sample, "label": -1, "seed": identity.seed, "status": Status.FAILED.value}
+            for index in range(identity.num_images)
+            for sample in range(identity.samples)
+            if index not in stored
+        ]
+        records = pd.DataFrame([row for shard in shards for row in shard.records(identity.seed)] + failed)
+        self._write_table("records.parquet", records)
         hashes = {
             index: text for shard in shards for index, text in zip(shard.index.tolist(), shard.measurement_hash, strict=True)
         }
         self._write_json("measurements.json", {str(index): hashes[index] for index in sorted(hashes)})
         return records
 
+    def write_dataset(self, identity: RunIdentity, dataset: Dataset) -> None:
+        """dataset.json: the split's hash, the planned images' files in order, and those that could not be decoded."""
+        content = {
+            "sha256": dataset.sha256,
+            "split": identity.split,
+            "files": list(dataset.files[: identity.num_images]),
+            "errors": {"count": len(dataset.errors), "messages": [dataset.errors[key] for key in sorted(dataset.errors)]},
+        }
+        self._write_json("dataset.json", content)
+
     def write_metrics(self, values: list[MetricValue], index: list[int]) -> None:
-        """metrics.json and metrics_per_image.parquet (a column per metric that has per-image values)."""
+        """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images) and
+        metrics_replicates.parquet (a column per statistic of the whole set, its bootstrap replicates).
+        """
         rows = []
         for value in values:
             row = asdict(value)
             row.pop("per_image")
+            row.pop("replicates")
             # JSON has no infinity; such a value carries its explanation in `reason`.
             rows.append(
                 {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
             )
         self._write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": rows})
-        columns = {value.name: value.per_image.numpy() for value in values if value.per_image is not None}
-        columns = {name: column for name, column in columns.items() if len(column) == len(index)}
-        temporary = self.directory / f".metrics.{os.getpid()}.tmp"
-        pd.DataFrame({"index": index, **columns}).to_parquet(temporary, index=False)
-        temporary.replace(self.directory / "metrics_per_image.parquet")
+        per_image = {value.name: value.per_image.numpy() for value in values if value.per_image is not None}
+        per_image = {name: column for name, column in per_image.items() if len(column) == len(index)}
+        self._write_table("metrics_per_image.parquet", pd.DataFrame({"index": index, **per_image}))
+        replicates = {value.name: value.replicates.numpy() for value in values if value.replicates is not None}
+        self._write_table("metrics_replicates.parquet", pd.DataFrame(replicates))
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.directory / name)
+
+    def _write_table(self, name: str, table: pd.DataFrame) -> None:
+        temporary = self.directory / f".{name}.{os.getpid()}.tmp"
+        table.to_parquet(temporary, index=False)
+        temporary.replace(self.directory / name)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.directory / "metrics.json"

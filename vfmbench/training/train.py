@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vfmbench.config import dump, validate
-from vfmbench.interfaces import MissingError, Suite
+from vfmbench.interfaces import MissingError, Suite, UserError
 from vfmbench.models.weights import WeightStore
 from vfmbench.provenance import git_commit
 from vfmbench.registry import stages as stage_registry
@@ -37,6 +37,8 @@ def train(
     Raises UserError for an unknown stage or option before anything is trained. A stage starts from the weights that
     earlier stages left in `out`, else from the suite's own.
     """
+    if not suite.training:
+        raise UserError(f"The suite {suite.name} has no training stages.")
     names = list(suite.training) if stage == "all" else [stage]
     for name in [*names, *overrides]:
         if name not in suite.training:

@@ -1,4 +1,4 @@
-"""Data sets as fixed, hashed splits of uint8 images."""
+"""Splits that are held in memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLITS = ("train", "validation", "test")
-
 
 class ArrayDataset:
-    """A split held in memory. Args: images uint8 [N,C,H,W], labels int64 [N]."""
+    """A split held in memory. Args: images uint8 [N,C,H,W], labels int64 [N], files: a name for each image, or none at all."""
 
-    def __init__(self, images: Tensor, labels: Tensor):
+    def __init__(self, images: Tensor, labels: Tensor, files: Sequence[str] = ()):
         self._images, self._labels = images, labels
+        self.files = files
+        self.errors: dict[int, str] = {}
         self.sha256 = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def readable(self, index: Sequence[int]) -> list[int]:
+        return list(index)
 
     def load(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(index, dtype=torch.int64)
