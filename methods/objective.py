@@ -76,11 +76,13 @@ class AdapterStage(Stage):
         """
         problem = torch.randint(len(self._tasks), (len(images),), generator=generator)
         index = torch.arange(len(images), device=self.device) + step * len(images)
+        # A run's seed is never negative: no evaluation meets an operator or noise of the training.
+        seed = -1 - self.options.seed
         observation, groups = torch.empty_like(images), []
         for number, task in enumerate(self._tasks):
             rows = (problem == number).nonzero()[:, 0].to(self.device)
             if len(rows):
-                measurement = task.measure(images[rows], label[rows], index[rows], self.options.seed + 1)
+                measurement = task.measure(images[rows], label[rows], index[rows], seed)
                 observation[rows] = measurement.operator.to_image(measurement.y)
                 groups.append((rows, measurement))
         return observation, problem.to(self.device), groups

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task, UserError
 from vfmbench.interfaces import Options as BaseOptions
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.flow import FlowModel
@@ -24,11 +24,14 @@ class AdapterSampler:
 
     class Options(BaseOptions):
         steps: int = Field(1, ge=1, le=1000, description="evaluations of the flow map per sample")
+        projection: bool = Field(
+            False, description="glue the observation into the result (VFM appendix B.2.3); linear tasks only"
+        )
 
     weights: ClassVar[tuple[str, ...]]
 
     def __init__(self, suite: Suite, options: Options, device: torch.device):
-        self._steps = options.steps
+        self._steps, self._projection = options.steps, options.projection
         self.meter = Meter(device)
         self._codec = suite.codec(device)
         adapter_file, flow_file = suite.weights.load(self.weights[0]), suite.weights.load(self.weights[-1])
@@ -58,7 +61,16 @@ class AdapterSampler:
             t, r = 1 - step / self._steps, 1 - (step + 1) / self._steps
             x = x - (t - r) * self._flow.average_velocity(x, t, r, label)
         images = self._codec.decode(x)
+        if self._projection:
+            images = self._project(images, measurement.repeat(num_samples))
         return Samples(images.unflatten(0, (len(measurement), num_samples)), x.unflatten(0, (len(measurement), num_samples)))
+
+    def _project(self, images: Tensor, measurement: Measurement) -> Tensor:
+        """D(E(x + T (y - A x))) on observed entries: agrees with the observation before it passes the codec once more."""
+        operator = measurement.operator
+        if not operator.linear:
+            raise UserError(f"method.projection: {measurement.problem} is not linear; leave the projection out.")
+        return self._codec.decode(self._codec.encode(images - operator.to_image(measurement.residual(images))))
 
     def _posterior_noise(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
         observation = measurement.operator.to_image(measurement.y)

@@ -6,11 +6,16 @@ Sources: flow matching (Lipman et al., arXiv 2210.02747), mean flow (Geng et al.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vfmbench.interfaces import Options
+
+# torch's own forward-mode code still uses it; users can do nothing about the warning.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 
 class MeanFlowOptions(Options):
