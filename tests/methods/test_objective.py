@@ -109,9 +109,8 @@ def test_operators_and_noise_are_new_at_every_step(suite):
     assert not torch.isclose(first, later).flatten(1).all(1).any()
 
 
-def test_a_short_training_lowers_the_loss(suite, tmp_path):
-    stage = stage_of(suite, FrozenAdapterStage, steps=40, batch_size=32, warmup_steps=0, validate_every=40)
-    trainer = Trainer(stage, tmp_path, Console(file=io.StringIO()))
-    trainer.run()
-    rows = [row for row in trainer._rows if "observation" in row]
-    assert rows[-1]["observation"] + rows[-1]["kl"] < 0.7 * (rows[0]["observation"] + rows[0]["kl"])
+def test_a_short_training_moves_samples_towards_the_images(suite, tmp_path):
+    stage = stage_of(suite, FrozenAdapterStage, steps=40, batch_size=32, warmup_steps=0, validate_every=1000)
+    before = stage.evaluate(stage.networks, "validation")["psnr/denoise"]
+    networks = Trainer(stage, tmp_path, Console(file=io.StringIO())).run()
+    assert stage.evaluate(networks, "validation")["psnr/denoise"] > before + 1.5
