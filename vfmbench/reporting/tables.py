@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from vfmbench.interfaces import Status, UserError
 from vfmbench.metrics.statistics import PairedDifference, paired_difference, paired_set_difference
@@ -52,14 +53,15 @@ def run_table(run: Run) -> Table:
     identity = run.store.config()["identity"]
     title = f"{identity['method']} on {identity['task']}, suite {identity['suite']}, {identity['split']} split"
     table = Table(title=f"{title}: {identity['num_images']} images x {identity['samples']} samples", title_justify="left")
-    for heading in ("metric", "value", "95 % interval", "n", "settings"):
-        # Settings end in an ellipsis where the line is full; metrics.json has them whole.
-        text = heading in ("metric", "settings")
-        table.add_column(heading, justify="left" if text else "right", no_wrap=True, overflow="ellipsis")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("value", "95 % interval", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    # The only column that gives way to a narrow terminal; metrics.json has the settings whole.
+    table.add_column("settings")
     for row in sorted(run.store.metrics(), key=_position):
         interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
         note = row["settings"] if row["value"] is not None else f"{Status.MISSING}: {row['reason']}"
-        table.add_row(row["name"], _number(row["value"]), interval, str(row["n"] or ""), note)
+        table.add_row(row["name"], _number(row["value"]), interval, str(row["n"] or ""), Text(note, no_wrap=True, overflow="ellipsis"))
     return table
 
 
