@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Measurement, Task
+from vfmbench.config import dump
+from vfmbench.interfaces import Measurement, Suite, Task
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.sit import SiT
-from vfmbench.randomness import PhiloxNoise
+from vfmbench.randomness import PhiloxNoise, split_seed
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
     adaptive_scale,
@@ -47,18 +48,8 @@ class AdapterStage(Stage):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        names = self.options.problems or tuple(self.suite.task_names)
-        self._tasks: list[Task] = [self.suite.task(name, {}) for name in names]
-        channels, size, _ = self.suite.image_shape
-        latent_channels, latent_size, _ = self.suite.latent_shape
-        self._adapter_architecture = {
-            "image_size": size,
-            "image_channels": channels,
-            "latent_size": latent_size,
-            "latent_channels": latent_channels,
-            "num_problems": len(self._tasks),
-            **self.options.architecture.get("adapter", {}),
-        }
+        self._tasks = self._problem_tasks(self.suite, self.options)
+        self._adapter_architecture = self._resolve(self.suite, self.options)
         self._adapter = NoiseAdapter(**self._adapter_architecture).to(self.device)
         flow = self.weights.load("flow")
         self._flow_architecture = flow.entry["architecture"]["flow"]
@@ -66,6 +57,28 @@ class AdapterStage(Stage):
         self._flow.load_state_dict(flow.part("flow"))
         self._codec = self.suite.codec(self.device)
         self._batches = Batches(self.suite.dataset("train"), self.device)
+
+    @staticmethod
+    def _problem_tasks(suite: Suite, options: AdapterOptions) -> list[Task]:
+        return [suite.task(name, {}) for name in options.problems or tuple(suite.task_names)]
+
+    @staticmethod
+    def _resolve(suite: Suite, options: AdapterOptions) -> dict[str, Any]:
+        channels, size, _ = suite.image_shape
+        latent_channels, latent_size, _ = suite.latent_shape
+        return {
+            "image_size": size,
+            "image_channels": channels,
+            "latent_size": latent_size,
+            "latent_channels": latent_channels,
+            "num_problems": len(options.problems or tuple(suite.task_names)),
+            **options.architecture.get("adapter", {}),
+        }
+
+    @classmethod
+    def check(cls, suite: Suite, options: AdapterOptions) -> None:
+        cls._problem_tasks(suite, options)
+        NoiseAdapter(**cls._resolve(suite, options))
 
     def _measure(
         self, images: Tensor, label: Tensor, step: int, generator: torch.Generator
@@ -76,8 +89,7 @@ class AdapterStage(Stage):
         """
         problem = torch.randint(len(self._tasks), (len(images),), generator=generator)
         index = torch.arange(len(images), device=self.device) + step * len(images)
-        # A run's seed is never negative: no evaluation meets an operator or noise of the training.
-        seed = -1 - self.options.seed
+        seed = split_seed("train", self.options.seed)
         observation, groups = torch.empty_like(images), []
         for number, task in enumerate(self._tasks):
             rows = (problem == number).nonzero()[:, 0].to(self.device)
@@ -88,11 +100,16 @@ class AdapterStage(Stage):
         return observation, problem.to(self.device), groups
 
     def _observation_loss(self, latents: Tensor, groups: list[tuple[Tensor, Measurement]]) -> Tensor:
-        """1/(2 sigma^2) times the mean squared residual over a measurement's observed entries, [B] (eq. 15)."""
+        """1/(2 sigma^2) times the mean squared residual over all entries of y, unobserved ones as zero, [B] (eq. 15).
+
+        A mean over y beside a KL that is a mean over z: against the ELBO, a y of fewer entries than z (super-resolution)
+        weighs more by their ratio, as it does in the authors' training.
+        """
         images = self._codec.decode(latents)
         loss = latents.new_empty(len(latents))
         for rows, measurement in groups:
-            loss[rows] = 0.5 * measurement.normalised_residual(images[rows]).square()
+            residual = measurement.residual(images[rows]) / measurement.noise_std
+            loss[rows] = 0.5 * residual.square().flatten(1).mean(1)
         return loss
 
     def _draw_latent(self, mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,7 +134,7 @@ class AdapterStage(Stage):
         index = torch.arange(len(images), device=self.device)
         result, divergence = {}, []
         for number, task in enumerate(self._tasks):
-            measurement = task.measure(images, label, index, seed=0)
+            measurement = task.measure(images, label, index, split_seed(split, 0))
             mean, logvar = ema["adapter"](measurement.operator.to_image(measurement.y), torch.full_like(index, number))
             noise = PhiloxNoise(0, f"evaluate/{split}", index).normal(self.suite.latent_shape, 0)
             latents = self._one_step(ema.get("flow", self._flow), mean + (0.5 * logvar).exp() * noise, label)
@@ -133,6 +150,7 @@ class AdapterStage(Stage):
         return {
             "architecture": {"flow": self._flow_architecture, "adapter": self._adapter_architecture},
             "problems": [task.name for task in self._tasks],
+            "problem_options": {task.name: dump(task.options) for task in self._tasks},
         }
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task, UserError
+from vfmbench.interfaces import Measurement, MissingError, NoiseSource, Samples, Suite, Task, UserError
 from vfmbench.interfaces import Options as BaseOptions
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.flow import FlowModel
@@ -34,7 +34,14 @@ class AdapterSampler:
         self._steps, self._projection = options.steps, options.projection
         self.meter = Meter(device)
         self._codec = suite.codec(device)
-        adapter_file, flow_file = suite.weights.load(self.weights[0]), suite.weights.load(self.weights[-1])
+        adapter_file = suite.weights.load(self.weights[0])
+        flow_file = adapter_file if len(self.weights) == 1 else suite.weights.load(self.weights[1])
+        trained_on = adapter_file.entry["inputs"]["flow weights"]
+        if flow_file is not adapter_file and flow_file.sha256 != trained_on:
+            raise MissingError(
+                f"The adapter {self.weights[0]!r} was trained on another flow map ({trained_on[:12]}...) than this one "
+                f"({flow_file.sha256[:12]}...). {suite.weights.hint}"
+            )
         architecture = adapter_file.entry["architecture"]
         self._problems: list[str] = adapter_file.entry["problems"]
         self._adapter = NoiseAdapter(**architecture["adapter"])
@@ -46,10 +53,12 @@ class AdapterSampler:
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
-        known = suite.weights.entry(cls.weights[0])["problems"]
-        if task.problem in known:
-            return True, ""
-        return False, f"its adapter was not trained on the problem {task.problem!r}; it knows {', '.join(known)}"
+        known = suite.weights.entry(cls.weights[0])["problem_options"]
+        if task.problem not in known:
+            return False, f"its adapter was not trained on the problem {task.problem!r}; it knows {', '.join(known)}"
+        trained, here = known[task.problem], task.options.model_dump(mode="json")
+        changed = [f"{key} {trained.get(key)} (here {here[key]})" for key in here if here[key] != trained.get(key)]
+        return True, f"its adapter was trained on {task.problem} with {', '.join(changed)}" if changed else ""
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
         mean, logvar = self._posterior_noise(measurement)

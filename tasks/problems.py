@@ -71,7 +71,7 @@ class InverseProblem(Generic[O]):
             raise UserError(f"{self.name}: noise must be gaussian, because poisson needs measurements in [-1, 1].")
 
     @torch.no_grad()
-    def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int) -> Measurement:
+    def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
         """Measures a batch; parameters and noise depend on (problem, options, seed, image index) only.
 
         The operator is applied in float64, so that a measurement does not depend on how a batch was put together.
@@ -80,7 +80,7 @@ class InverseProblem(Generic[O]):
             images: float32 or float64 [B, *image_shape] in [-1, 1].
             label: int64 [B].
             index: int64 [B], position of each image in its split.
-            seed: the run's seed.
+            seed: the run's seed with its split, see `vfmbench.randomness.split_seed`.
 
         Returns:
             The measurement in the images' dtype and on their device.

@@ -171,8 +171,11 @@ class Task(Protocol):
     linear: bool
     options: Options
 
-    def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int) -> Measurement:
-        """Args: images [B,C,H,W] in [-1,1]; label, index int64 [B]. The result is on the images' device."""
+    def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
+        """Args: images [B,C,H,W] in [-1,1]; label, index int64 [B]; seed from `vfmbench.randomness.split_seed`.
+
+        The result is on the images' device.
+        """
 
 
 @dataclass(frozen=True)
@@ -287,7 +290,7 @@ class Sampler(Protocol):
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
-        """Whether this method can run, and the reason if not. Must not load weights."""
+        """Whether this method can run, and the reason if not, or a caution to show beside the result. Must not load weights."""
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
         """Draws `num_samples` samples for each row.

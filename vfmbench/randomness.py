@@ -41,13 +41,13 @@ class PhiloxNoise:
     """Noise for rows identified by (image index, sample index); implements `vfmbench.interfaces.NoiseSource`.
 
     Args:
-        seed: the run's seed.
+        seed: any number or text; `split_seed` for measurements.
         stream: purpose of the numbers ("sampling", "measurement/gaussian_deblur", ...); streams are independent.
         image: image index of each row, int64 [rows]; the numbers come out on its device.
         sample: sample index of each row, int64 [rows]; zeros if omitted.
     """
 
-    def __init__(self, seed: int, stream: str, image: Tensor, sample: Tensor | None = None):
+    def __init__(self, seed: int | str, stream: str, image: Tensor, sample: Tensor | None = None):
         digest = hashlib.sha256(f"{seed}/{stream}".encode()).digest()
         self._key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little"))
         self._image = image
@@ -79,3 +79,8 @@ def sample_rows(index: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Row identities for the given samples of each image: image and sample index, each [len(index) * len(samples)]."""
     sample = torch.as_tensor(list(samples), device=index.device)
     return index.repeat_interleave(len(sample)), sample.repeat(len(index))
+
+
+def split_seed(split: str, seed: int) -> str:
+    """The seed of a split's measurements: equal positions of two splits must not share operators and noise."""
+    return f"{split}/{seed}"

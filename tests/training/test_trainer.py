@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
+import signal
 
 import pytest
 import torch
 from rich.console import Console
 
-from vfmbench.interfaces import UserError
+from vfmbench import RunConfig, run
+from vfmbench.interfaces import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.training.features import FeatureStage
 from vfmbench.training.train import train
@@ -43,32 +46,53 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         first.run()
     steps = []
     second = trainer(tmp_path / "killed")
+    second.resume()
     second_loss = second._stage.loss
     monkeypatch.setattr(second._stage, "loss", lambda step, *rest: (steps.append(step), second_loss(step, *rest))[1])
     assert torch.equal(parameters(second.run()), unbroken)
     assert steps == [8, 9, 10, 11]
 
 
-def test_interrupt_saves_the_step_it_reached(tmp_path, monkeypatch):
-    first = trainer(tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_step_and_resumes_to_the_same_weights(tmp_path, monkeypatch, number):
+    unbroken = parameters(trainer(tmp_path / "unbroken").run())
+    first = trainer(tmp_path / "stopped")
     real_loss = first._stage.loss
 
-    def interrupted_at_step_6(step, *arguments):
+    def interrupted_in_step_6(step, *arguments):
         if step == 6:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return real_loss(step, *arguments)
 
-    monkeypatch.setattr(first._stage, "loss", interrupted_at_step_6)
+    monkeypatch.setattr(first._stage, "loss", interrupted_in_step_6)
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+    assert torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)["step"] == 7
+    second = trainer(tmp_path / "stopped")
+    second.resume()
+    assert torch.equal(parameters(second.run()), unbroken)
+
+
+def test_seeds_and_stages_have_their_own_batches(tmp_path, monkeypatch):
+    drawn = []
+    for seed in (0, 1):
+        instance = trainer(tmp_path / str(seed), seed=seed, steps=2)
+        real_loss = instance._stage.loss
+
+        def recording(step, generator, ema, real_loss=real_loss):
+            drawn.append(generator.initial_seed())
+            return real_loss(step, generator, ema)
+
+        monkeypatch.setattr(instance._stage, "loss", recording)
+        instance.run()
+    assert len(set(drawn)) == 4
+    assert all(0 <= seed < 2**32 for seed in drawn)
 
 
 def test_other_options_on_one_directory_are_refused(tmp_path):
     trainer(tmp_path).run()
     with pytest.raises(UserError, match="learning_rate"):
-        trainer(tmp_path, learning_rate=2e-3).run()
-    trainer(tmp_path, learning_rate=2e-3).run(fresh=True)
+        trainer(tmp_path, learning_rate=2e-3).resume()
 
 
 def test_infinite_loss_is_an_error(tmp_path, monkeypatch):
@@ -80,8 +104,6 @@ def test_infinite_loss_is_an_error(tmp_path, monkeypatch):
 
 def test_every_stage_of_digits_trains_and_its_weights_can_be_used(tmp_path):
     """A few steps of the whole pipeline from nothing, then a sample from the result."""
-    from vfmbench import RunConfig, run
-
     suite = suites.get("digits")({})
     small = {"steps": 2, "batch_size": 16}
     train("all", suite, {stage: small for stage in suite.training}, tmp_path, CPU, False, QUIET)
@@ -106,6 +128,35 @@ def test_stage_starts_from_the_suites_weights_and_copies_them(tmp_path):
     train("frozen_adapter", suite, {"frozen_adapter": {"steps": 1, "batch_size": 4}}, tmp_path, CPU, False, QUIET)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["flow"]["sha256"] == suite.weights.sha256("flow")
+
+
+def test_stage_is_not_resumed_on_other_weights_of_an_earlier_stage(tmp_path):
+    suite = suites.get("digits")({})
+    few = {"steps": 2, "batch_size": 4}
+    train("frozen_adapter", suite, {"frozen_adapter": few}, tmp_path, CPU, False, QUIET)
+    manifest = (tmp_path / "manifest.json").read_text()
+    train("frozen_adapter", suite, {"frozen_adapter": few}, tmp_path, CPU, False, QUIET)
+    assert (tmp_path / "manifest.json").read_text() == manifest
+    train("flow", suite, {"flow": few}, tmp_path, CPU, False, QUIET)
+    with pytest.raises(UserError, match="another flow weights"):
+        train("frozen_adapter", suite, {"frozen_adapter": few}, tmp_path, CPU, False, QUIET)
+    arguments = {"task": "denoise", "num_images": 2, "samples": 2, "options": {"weights": {"path": str(tmp_path)}}}
+    with pytest.raises(MissingError, match="another flow map"):
+        run(RunConfig(method="frozen_adapter", out=tmp_path / "runs", **arguments))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"vfm": {"problems": ["foo"]}}, "foo"),
+        ({"vfm": {"architecture": {"adapter": {"chanels": 8}}}}, "vfm.architecture: .*chanels"),
+        ({"flow": {"architecture": {"patch_size": 3}}}, "flow.architecture: .*patch_size"),
+    ],
+)
+def test_a_late_stages_mistake_is_found_before_the_first_is_trained(tmp_path, overrides, words):
+    with pytest.raises(UserError, match=words):
+        train("all", suites.get("digits")({}), overrides, tmp_path / "out", CPU, False, QUIET)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_stage_names_the_nearest(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from vfmbench.files import replace_file
 from vfmbench.interfaces import MissingError
 
 MANIFEST = "manifest.json"
@@ -40,9 +40,6 @@ class WeightStore:
     def __init__(self, directory: Path, hint: str):
         self.directory, self.hint = directory, hint
 
-    def names(self) -> list[str]:
-        return sorted(self._manifest())
-
     def entry(self, name: str) -> dict[str, Any]:
         """The manifest's entry. Raises MissingError if the file is not listed."""
         manifest = self._manifest()
@@ -50,7 +47,13 @@ class WeightStore:
             raise MissingError(
                 f"The weights {name!r} are not in {self.directory} (it has: {', '.join(manifest) or 'none'}). {self.hint}"
             )
-        return manifest[name]
+        entry = manifest[name]
+        lacking = [key for key in ("file", "sha256", "architecture") if not isinstance(entry, dict) or key not in entry]
+        if lacking:
+            raise MissingError(
+                f"{self.directory / MANIFEST} is damaged: {name!r} has no {' and no '.join(lacking)}. {self.hint}"
+            )
+        return entry
 
     def sha256(self, name: str) -> str:
         return self.entry(name)["sha256"]
@@ -79,10 +82,10 @@ class WeightStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         content = save({key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in tensors.items()})
         file = f"{name}.safetensors"
-        _replace(self.directory / file, content)
+        replace_file(self.directory / file, content)
         manifest = self._manifest() if (self.directory / MANIFEST).exists() else {}
-        manifest[name] = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), **entry}
-        _replace(self.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        manifest[name] = {**entry, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+        replace_file(self.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def _manifest(self) -> dict[str, dict[str, Any]]:
         path = self.directory / MANIFEST
@@ -92,10 +95,6 @@ class WeightStore:
             raise MissingError(f"There are no weights in {self.directory}. {self.hint}") from None
         except (OSError, ValueError) as error:
             raise MissingError(f"Cannot read {path}: {error}. {self.hint}") from error
+        if not isinstance(manifest, dict):
+            raise MissingError(f"{path} is damaged: it is not a mapping. {self.hint}")
         return manifest
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

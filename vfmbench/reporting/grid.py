@@ -71,11 +71,12 @@ def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = len(columns[0][1])
-    figure, axes = pyplot.subplots(
-        rows, len(columns), figsize=(1.1 * len(columns), 1.1 * rows + 0.7), squeeze=False, layout="constrained"
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    size = (1.1 * len(columns), 1.1 * rows + 0.7)
+    figure, axes = pyplot.subplots(rows, len(columns), figsize=size, squeeze=False, layout=layout)
     for number, (caption, images) in enumerate(columns):
         axes[0, number].set_title(caption, fontsize=7)
         for row in range(rows):
@@ -84,7 +85,6 @@ def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
             axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
             axis.set_axis_off()
     figure.suptitle(title, fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

@@ -61,7 +61,9 @@ def run_table(run: Run) -> Table:
     for row in sorted(run.store.metrics(), key=_position):
         interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
         note = row["settings"] if row["value"] is not None else f"{Status.MISSING}: {row['reason']}"
-        table.add_row(row["name"], _number(row["value"]), interval, str(row["n"] or ""), Text(note, no_wrap=True, overflow="ellipsis"))
+        table.add_row(
+            row["name"], _number(row["value"]), interval, str(row["n"] or ""), Text(note, no_wrap=True, overflow="ellipsis")
+        )
     return table
 
 

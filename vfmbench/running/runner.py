@@ -19,7 +19,7 @@ from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.images import to_float, to_uint8
 from vfmbench.provenance import environment
-from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.registry import metrics as metric_registry
 from vfmbench.registry import samplers, suites, unknown_name
 from vfmbench.running.cost import cost_metrics, measure_cost, summarise
@@ -180,7 +180,7 @@ def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
     images, label = plan.dataset.load(positions)
     truth = to_float(images.to(plan.device))
     index = torch.tensor(positions, device=plan.device)
-    return truth, plan.task.measure(truth, label.to(plan.device), index, plan.identity.seed)
+    return truth, plan.task.measure(truth, label.to(plan.device), index, split_seed(plan.identity.split, plan.identity.seed))
 
 
 def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:

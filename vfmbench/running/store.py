@@ -7,7 +7,6 @@ shard carries its images and its records; the tables beside it are compiled from
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -26,16 +25,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
+from vfmbench.files import locked_directory, replace_file
 from vfmbench.interfaces import Dataset, MetricValue, Status, UserError
 
 SCHEMA_VERSION = 1
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes under a temporary name and renames: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -100,24 +93,11 @@ class RunStore:
 
         Raises UserError if it cannot be written, is in use by another process, or was made by another configuration.
         """
-        parent = self.directory
-        for ancestor in (self.directory, *self.directory.parents):
-            if ancestor.exists() and not ancestor.is_dir():
-                raise UserError(f"--out: {ancestor} is a file, not a directory.")
-            if ancestor != parent and (ancestor / "config.yaml").exists() and (ancestor / "samples").exists():
+        for ancestor in self.directory.parents:
+            if os.path.exists(ancestor / "config.yaml") and os.path.exists(ancestor / "samples"):
                 raise UserError(f"--out: {ancestor} is itself a run directory; give the folder above the suites' folders.")
-        try:
-            (self.directory / "samples").mkdir(parents=True, exist_ok=True)
-            lock: IO[str] = (self.directory / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"--out: cannot write to {self.directory}: {error.strerror}.") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"Another process is working on {self.directory}; wait for it or choose another --out."
-                ) from None
+        with locked_directory(self.directory):
+            (self.directory / "samples").mkdir(exist_ok=True)
             if fresh:
                 self._clear()
             self._check(identity)
@@ -250,9 +230,7 @@ class RunStore:
         return pd.read_parquet(self.directory / name)
 
     def _write_table(self, name: str, table: pd.DataFrame) -> None:
-        temporary = self.directory / f".{name}.{os.getpid()}.tmp"
-        table.to_parquet(temporary, index=False)
-        temporary.replace(self.directory / name)
+        replace_file(self.directory / name, lambda path: table.to_parquet(path, index=False))
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.directory / "metrics.json"

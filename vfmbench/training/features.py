@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmbench.interfaces import Suite
 from vfmbench.models.classifier import SmallClassifier
 from vfmbench.training.stage import Batches, Stage, TrainingOptions, whole_split
 
@@ -27,13 +28,17 @@ class FeatureStage(Stage):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self._architecture = {
-            "in_channels": self.suite.image_shape[0],
-            "num_classes": self.suite.num_classes,
-            **self.options.architecture,
-        }
+        self._architecture = self._resolve(self.suite, self.options)
         self.networks = {"classifier": SmallClassifier(**self._architecture).to(self.device)}
         self._batches = Batches(self.suite.dataset("train"), self.device)
+
+    @staticmethod
+    def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
+        return {"in_channels": suite.image_shape[0], "num_classes": suite.num_classes, **options.architecture}
+
+    @classmethod
+    def check(cls, suite: Suite, options: Options) -> None:
+        SmallClassifier(**cls._resolve(suite, options))
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         images, label = self._batches.draw(self.options.batch_size, generator)

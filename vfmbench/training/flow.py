@@ -9,8 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vfmbench.interfaces import Suite
 from vfmbench.metrics.distribution import frechet_distances
+from vfmbench.models.flow import FlowModel
 from vfmbench.models.images import to_uint8
+from vfmbench.models.metering import Meter
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.training.mean_flow import (
@@ -25,7 +28,7 @@ from vfmbench.training.mean_flow import (
 from vfmbench.training.stage import Batches, Stage, TrainingOptions
 
 
-def sit_architecture(suite: Any, architecture: Mapping[str, Any]) -> dict[str, Any]:
+def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `SiT` with the suite's shapes filled in."""
     channels, height, _ = suite.latent_shape
     return {"input_size": height, "in_channels": channels, "num_classes": suite.num_classes, **architecture}
@@ -47,6 +50,10 @@ class FlowStage(Stage):
         self._architecture = sit_architecture(self.suite, self.options.architecture)
         self.networks = {"flow": SiT(**self._architecture).to(self.device)}
         self._batches = Batches(self.suite.dataset("train"), self.device)
+
+    @classmethod
+    def check(cls, suite: Suite, options: Options) -> None:
+        SiT(**sit_architecture(suite, options.architecture))
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         options, network = self.options, self.networks["flow"]
@@ -72,12 +79,11 @@ class FlowStage(Stage):
         images, label = dataset.load(range(len(dataset)))
         label = label.to(self.device)
         z = PhiloxNoise(0, f"flow/{split}", torch.arange(len(label), device=self.device)).normal(self.suite.latent_shape, 0)
-        network, one = ema["flow"], torch.ones(len(label), device=self.device)
-        samples = {"1": z - network(z, one, torch.zeros_like(one), label)}
+        flow = FlowModel(ema["flow"], self.suite.latent_shape, self.suite.num_classes, Meter(self.device))
+        samples = {"1": z - flow.average_velocity(z, 1.0, 0.0, label)}
         x, steps = z, 50
         for step in range(steps):
-            t = one * (1 - step / steps)
-            x = x - network(x, t, t, label) / steps
+            x = x - flow.velocity(x, 1 - step / steps, label) / steps
         samples[str(steps)] = x
         truth = space.features(images).double()
         once = torch.ones(1, len(truth), dtype=torch.float64)

@@ -68,7 +68,7 @@ def guided_velocity(
 def flow_matching_loss(
     network: nn.Module, x: Tensor, z: Tensor, t: Tensor, label: Tensor, null_label: int, omega: float
 ) -> Tensor:
-    """Mean over elements of |u(x_t,t,t) - v|^2, [B]; the gradient also reaches x and z through x_t and v."""
+    """Mean over elements of |u(x_t,t,t) - v|^2, [B]; the gradient also reaches x and z, through x_t only."""
     x_t, v = torch.lerp(x, z, _rows(t)), z - x
     target = guided_velocity(network, x_t.detach(), t, v.detach(), label, null_label, omega)
     return (network(x_t, t, t, label) - target).square().flatten(1).mean(1)

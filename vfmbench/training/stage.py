@@ -48,6 +48,15 @@ class Stage:
     def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
         self.suite, self.options, self.weights, self.device = suite, options, weights, device
 
+    @classmethod
+    def check(cls, suite: Suite, options: Any) -> None:
+        """Cheap checks before any stage is trained. Raises UserError, or TypeError or ValueError for a wrong architecture."""
+
+    def inputs(self) -> dict[str, str]:
+        """SHA-256 of all that the stage starts from: the training split and the weights of earlier stages."""
+        hashes = {f"{name} weights": self.weights.sha256(name) for name in self.needs}
+        return {"training data": self.suite.dataset("train").sha256, **hashes}
+
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise and the terms to log. All randomness comes from `generator` (on the CPU) or from `step`."""
         raise NotImplementedError

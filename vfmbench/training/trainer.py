@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from vfmbench.config import dump
+from vfmbench.files import replace_file
 from vfmbench.interfaces import UserError
 from vfmbench.training.stage import Stage
 
 LOG_EVERY = 20
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM only set a flag meanwhile, so that no checkpoint holds half a step; yields the flag's reader."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda number, frame: received.append(number)) for number in signals]
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
 
 
 class Trainer:
@@ -43,23 +63,28 @@ class Trainer:
             )
             for name, network in self._networks.items()
         }
+        # A checkpoint belongs to its options, its data and the weights that the stage started from.
+        self._identity = {**dump(self._options), **stage.inputs()}
         self._step = 0
         self._seconds = 0.0
         self._rows: list[dict[str, float]] = []
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self._step == self._options.steps
 
     @property
     def seconds(self) -> float:
         """Wall time of all steps so far, earlier parts of a resumed training included."""
         return self._seconds
 
-    def run(self, fresh: bool = False) -> Mapping[str, nn.Module]:
-        """Trains to the last step and returns the EMA networks. Ctrl-C saves a checkpoint first.
+    def run(self) -> Mapping[str, nn.Module]:
+        """Trains to the last step and returns the EMA networks. Ctrl-C and SIGTERM end the step and save a checkpoint first.
 
-        Raises UserError if the directory holds a checkpoint of other options, FloatingPointError if the loss is not finite.
+        Raises FloatingPointError if the loss is not finite.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        if not fresh:
-            self._resume()
         for network in self._networks.values():
             network.train()
         with Progress(
@@ -72,8 +97,11 @@ class Trainer:
             console=self._console,
         ) as progress:
             bar = progress.add_task(self._stage.name, total=self._options.steps, completed=self._step, loss="")
-            try:
+            with _deferred_interrupt() as interrupted:
                 while self._step < self._options.steps:
+                    if interrupted():
+                        self._save()
+                        raise KeyboardInterrupt
                     terms = self._train_step()
                     if self._step % LOG_EVERY == 0 or self._step == self._options.steps:
                         values = {key: float(value) for key, value in terms.items()}
@@ -83,9 +111,6 @@ class Trainer:
                         self._validate()
                     if self._step % self._options.checkpoint_every == 0:
                         self._save()
-            except KeyboardInterrupt:
-                self._save()
-                raise
         self._save()
         return self._ema
 
@@ -96,7 +121,9 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-        generator = torch.Generator().manual_seed((self._options.seed << 32) + self._step)
+        # torch's CPU generator keeps 32 bits of a seed, so the step cannot simply be added to a shifted seed.
+        text = f"{self._options.seed}/{self._stage.name}/{self._step}"
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
         loss, terms = self._stage.loss(self._step, generator, self._ema)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The loss of stage {self._stage.name} is {loss.item()} at step {self._step}.")
@@ -129,33 +156,32 @@ class Trainer:
         self._console.log(f"{self._stage.name} step {self._step}: {numbers}")
 
     def _save(self) -> None:
-        path = self._directory / "checkpoint.pt"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        torch.save(
-            {
-                "options": dump(self._options),
-                "step": self._step,
-                "seconds": self._seconds,
-                "networks": {name: network.state_dict() for name, network in self._networks.items()},
-                "ema": {name: network.state_dict() for name, network in self._ema.items()},
-                "optimisers": {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()},
-                "rows": self._rows,
-            },
-            temporary,
-        )
-        temporary.replace(path)
+        state = {
+            "options": self._identity,
+            "step": self._step,
+            "seconds": self._seconds,
+            "networks": {name: network.state_dict() for name, network in self._networks.items()},
+            "ema": {name: network.state_dict() for name, network in self._ema.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self._optimisers.items()},
+            "rows": self._rows,
+        }
+        replace_file(self._directory / "checkpoint.pt", lambda path: torch.save(state, path))
         self._write_curves()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Continues from the directory's checkpoint, if there is one.
+
+        Raises UserError if it belongs to other options, other data or other weights of an earlier stage.
+        """
         path = self._directory / "checkpoint.pt"
         if not path.exists():
             return
         state: dict[str, Any] = torch.load(path, map_location=self._stage.device, weights_only=True)
-        wanted = dump(self._options)
+        wanted = self._identity
         changed = sorted(key for key in wanted if state["options"].get(key) != wanted[key])
         if changed:
             raise UserError(
-                f"{path} was trained with other values of {', '.join(changed)}; use --fresh to start over, or another --out."
+                f"{path} was trained with another {', '.join(changed)}; use --fresh to start over, or another --out."
             )
         self._step, self._seconds, self._rows = state["step"], state["seconds"], state["rows"]
         for name in self._networks:
