@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.interfaces import UserError
+from vfmbench.interfaces import MissingError, UserError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="e.g. task.std=1.5 method.step_size=0.3",
+        help="e.g. task.std=1.5 method.steps=4 latent_dps.step_size=0.3",
     )
     running.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     running.add_argument("--batch-size", default="auto", metavar="N", help="samples in one batch (default: auto, the suite's)")
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vfmbench: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("vfmbench: interrupted; what was finished is saved, the same command resumes.", file=sys.stderr)
+        print("vfmbench: interrupted; what was finished is saved, the same command (without --fresh) resumes.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         if options.debug:
@@ -118,10 +118,11 @@ def _split(text: str | None) -> list[str] | None:
 
 
 def _configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-    """One RunConfig for each (method, task)."""
+    """One RunConfig for each (method, task). `--set method.key` is for every method, `--set NAME.key` for one."""
     from vfmbench.config import RUN_SECTIONS, RunConfig, parse_overrides, validate
 
-    overrides = parse_overrides(options.overrides, RUN_SECTIONS)
+    methods = {method for method, _ in pairs}
+    overrides = parse_overrides(options.overrides, [*RUN_SECTIONS, *sorted(methods)])
     if getattr(options, "steps", None) is not None:
         overrides.setdefault("method", {})["steps"] = options.steps
     values = {
@@ -130,14 +131,21 @@ def _configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> l
         "num_images": options.num_images,
         "samples": options.samples,
         "seed": options.seed,
-        "options": overrides,
         "device": options.device,
         "batch_size": None if options.batch_size == "auto" else options.batch_size,
         "out": options.out,
         "metrics": _split(options.metrics),
         "fresh": options.fresh,
     }
-    return [validate(RunConfig, {**values, "method": method, "task": task}, "--") for method, task in pairs]
+
+    def sections(method: str) -> dict[str, dict[str, Any]]:
+        own = {**overrides.get("method", {}), **overrides.get(method, {})}
+        return {**{key: value for key, value in overrides.items() if key in RUN_SECTIONS}, "method": own}
+
+    return [
+        validate(RunConfig, {**values, "method": method, "task": task, "options": sections(method)}, "--")
+        for method, task in pairs
+    ]
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -150,14 +158,15 @@ def _run(options: argparse.Namespace) -> int:
         result = execute(checked, update)
     if options.json:
         print(json.dumps(tables.run_document(result)))
+    if result.note:
+        print(f"vfmbench: {result.note}", file=sys.stderr)
     if result.status != Status.DONE:
-        print(f"vfmbench: {result.reason}", file=sys.stderr)
         return UserError.exit_code
     picture = grid.posterior_grid(checked)
     if not options.json:
         console.OUT.print(tables.run_table(result))
         console.OUT.print(
-            f"{tables.cost_line(result)}\nSamples, records and metrics: {result.store.directory}\nPicture: {picture}"
+            f"{tables.cost_line(result)}\nSamples, records and metrics: {result.results().directory}\nPicture: {picture}"
         )
     return 0
 
@@ -165,27 +174,54 @@ def _run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from vfmbench.interfaces import Status
     from vfmbench.registry import samplers, suites
-    from vfmbench.reporting import console, grid, tables
-    from vfmbench.running.runner import execute, plan
+    from vfmbench.reporting import console, tables
 
     methods = _split(options.methods) or samplers.names()
     tasks = _split(options.tasks) or list(suites.get(options.suite)({}).task_names)
-    plans = [plan(config) for config in _configs(options, [(method, task) for task in tasks for method in methods])]
-    results: dict[str, dict[str, Any]] = {task: {} for task in tasks}
-    for checked in plans:
-        identity = checked.identity
-        with console.progress(f"{identity.method} on {identity.task}") as update:
-            result = execute(checked, update)
-        if result.status == Status.DONE:
-            grid.posterior_grid(checked)
-        results[identity.task][identity.method] = result
+    pairs = [(method, task) for task in tasks for method in methods]
+    cells = [_checked_cell(config) for config in _configs(options, pairs)]
+    results: dict[str, dict[str, Any]] = {}
+    for (method, task), cell in zip(pairs, cells, strict=True):
+        results.setdefault(task, {})[method] = _run_cell(method, task, cell)
     if options.json:
         print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
     else:
         for task, row in results.items():
             console.OUT.print(tables.comparison_table(task, row))
         console.OUT.print(tables.COMPARISON_NOTE)
-    return 0
+    return EXIT_FAILED if any(run.status == Status.FAILED for row in results.values() for run in row.values()) else 0
+
+
+def _checked_cell(config: Any) -> Any:
+    """The cell's plan, or its MissingError: what one method lacks must not cost the others. Other errors are raised."""
+    from vfmbench.running.runner import plan
+
+    try:
+        return plan(config)
+    except MissingError as error:
+        return error
+    except UserError as error:
+        raise UserError(f"{config.method} on {config.task}: {error}") from error
+
+
+def _run_cell(method: str, task: str, cell: Any) -> Any:
+    """The cell's results; a failure becomes a status with its reason."""
+    from vfmbench.interfaces import Status
+    from vfmbench.reporting import console, grid
+    from vfmbench.running.runner import Run, execute
+
+    if isinstance(cell, MissingError):
+        return Run(None, Status.MISSING, str(cell))
+    try:
+        with console.progress(f"{method} on {task}") as update:
+            result = execute(cell, update)
+        if result.status == Status.DONE:
+            grid.posterior_grid(cell)
+        return result
+    except MissingError as error:
+        return Run(cell.store, Status.MISSING, str(error))
+    except Exception as error:
+        return Run(cell.store, Status.FAILED, f"{type(error).__name__}: {error}")
 
 
 def _preview(options: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ class RunIdentity(BaseModel):
     task_options: dict[str, Any]
     method: str
     method_options: dict[str, Any]
+    plugin_sha256: dict[str, str]
     weights_sha256: dict[str, str]
     num_images: int
     samples: int

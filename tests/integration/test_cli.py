@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from vfmbench.cli import main
 
@@ -28,6 +29,22 @@ def test_every_task_runs(capsys, out, method, task):
     printed = capsys.readouterr().out
     assert "psnr" in printed
     assert "crps@digitnet" in printed
+
+
+def test_table_shows_value_interval_and_n_in_a_narrow_terminal(capsys, out, monkeypatch):
+    arguments = [*RUN, "--num-images", "7", "--samples", "3", *out]
+    assert main([*arguments, "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    monkeypatch.setattr("vfmbench.reporting.console.OUT", Console(width=80, highlight=False))
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in metrics:
+        line = next(line for line in lines if line.split("│")[1:2] and line.split("│")[1].strip() == row["name"])
+        _, value, interval, n, _ = (part.strip() for part in line.strip("│").split("│"))
+        assert float(value) == pytest.approx(row["value"], rel=1e-3)
+        assert int(n) == row["n"]
+        if row["low"] is not None:
+            assert [float(part) for part in interval.split("..")] == pytest.approx([row["low"], row["high"]], rel=1e-3)
 
 
 def test_latent_dps_and_more_steps(capsys, out):
@@ -221,6 +238,101 @@ def test_stopped_process_resumes(tmp_path, how):
     assert json.loads(result.stdout)["metrics"][0]["n"] == 12
     assert len(list(tmp_path.rglob("shard-*.safetensors"))) == 12
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in shards.items())
+
+
+def test_compare_goes_on_after_a_failing_cell(capsys, out, monkeypatch):
+    def fails(self, *_):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("vfmbench.baselines.reference.Adjoint.reconstruct", fails)
+    arguments = ["compare", "--methods", "adjoint,vfm,pinv", "--tasks", "denoise,hdr", "--num-images", "4", "--samples", "2"]
+    assert main([*arguments, "--json", *out]) == 1
+    cells = json.loads(capsys.readouterr().out)
+    assert {task: {method: cell["status"] for method, cell in row.items()} for task, row in cells.items()} == {
+        "denoise": {"adjoint": "failed", "vfm": "done", "pinv": "done"},
+        "hdr": {"adjoint": "skipped", "vfm": "skipped", "pinv": "skipped"},
+    }
+    assert "boom" in cells["denoise"]["adjoint"]["note"]
+    assert main([*arguments, *out]) == 1
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "boom" in printed
+
+
+def test_compare_takes_options_for_one_method_and_yaml_tasks(capsys, tmp_path, out):
+    file = tmp_path / "wide.yaml"
+    file.write_text("task: gaussian_deblur\noptions: {std: 1.6}\n")
+    arguments = [
+        "compare",
+        "--methods",
+        "vfm,latent_dps",
+        "--tasks",
+        str(file),
+        "--num-images",
+        "2",
+        "--samples",
+        "2",
+        "--json",
+        *out,
+    ]
+    assert main([*arguments, "--set", "latent_dps.step_size=0.2", "--set", "method.steps=3"]) == 0
+    row = json.loads(capsys.readouterr().out)[str(file)]
+    assert row["vfm"]["identity"]["method_options"] == {"steps": 3, "projection": False}
+    assert row["latent_dps"]["identity"]["method_options"]["step_size"] == 0.2
+    assert "trained on gaussian_deblur with std 1.0 (here 1.6)" in row["vfm"]["note"]
+
+
+def test_methods_without_networks_run_where_others_lack_weights(capsys, tmp_path, out):
+    arguments = [
+        "compare",
+        "--methods",
+        "vfm,pinv",
+        "--tasks",
+        "denoise",
+        "--num-images",
+        "2",
+        "--samples",
+        "2",
+        "--json",
+        *out,
+    ]
+    assert main([*arguments, "--set", f"weights.path={tmp_path / 'nowhere'}"]) == 0
+    row = json.loads(capsys.readouterr().out)["denoise"]
+    assert (row["vfm"]["status"], row["pinv"]["status"]) == ("missing", "done")
+
+
+def test_a_changed_plugin_is_another_run(tmp_path):
+    plugin = tmp_path / "grey.py"
+    command = [sys.executable, "-m", "vfmbench", "run", "--plugin", str(plugin), "--method", "grey", "--task", "denoise"]
+    command += ["--num-images", "2", "--samples", "2", "--json", "--metrics", "psnr", "--out", str(tmp_path)]
+    values = []
+    for shade in ("0", "0.5"):
+        plugin.write_text(PLUGIN.replace("* 0)", f"* 0 + {shade})"))
+        values.append(
+            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["metrics"][0]["value"]
+        )
+    assert values[0] != values[1]
+
+
+def readme_blocks(language):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return [block.split("```")[0] for block in text.split(f"```{language}\n")[1:]]
+
+
+def test_readmes_sampler_runs(capsys, tmp_path, out):
+    [example] = [block for block in readme_blocks("python") if "registry.samplers.register" in block]
+    plugin = tmp_path / "my_sampler.py"
+    plugin.write_text(example.replace('"langevin"', '"langevin_of_the_readme"'))
+    arguments = ["--plugin", str(plugin), "--method", "langevin_of_the_readme", "--task", "inpaint_box"]
+    assert main(["run", *arguments, "--num-images", "4", "--samples", "3", *out]) == 0
+    assert "psnr" in capsys.readouterr().out
+
+
+def test_readmes_python_example_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [example] = [block for block in readme_blocks("python") if "vfmbench.run(" in block]
+    exec(example, {})
+    assert "psnr" in capsys.readouterr().out
 
 
 def test_task_of_a_users_yaml_file(capsys, tmp_path, out):

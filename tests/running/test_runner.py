@@ -11,7 +11,7 @@ import yaml
 from vfmbench import RunConfig
 from vfmbench.interfaces import MissingError, Samples, Status, UserError
 from vfmbench.registry import samplers
-from vfmbench.running.runner import execute, plan, run
+from vfmbench.running.runner import _stale_metrics, execute, plan, run
 
 SMALL = {"method": "vfm", "task": "gaussian_deblur", "num_images": 6, "samples": 3}
 
@@ -45,6 +45,9 @@ def test_directory_holds_the_contract(tmp_path):
     provenance = json.loads((directory / "provenance.json").read_text())
     assert provenance["status"] == "done"
     assert provenance["weights_sha256"].keys() == {"vfm"}
+    assert [session["images"] for session in provenance["sessions"]] == [6]
+    assert "6 of 6 images to sample" in (directory / "log.txt").read_text()
+    assert "done" in (directory / "log.txt").read_text()
     assert yaml.safe_load((directory / "config.yaml").read_text())["identity"]["task_options"]["noise_std"] == 0.1
 
 
@@ -92,8 +95,40 @@ def test_killed_run_resumes_without_repeating_anything(tmp_path, monkeypatch):
     names = ["psnr", "crps@digitnet", "fid@digitnet"]
     before, after = (result.metrics().set_index("name")["value"] for result in (unbroken, resumed))
     assert before[names].tolist() == after[names].tolist()
+    assert pd.read_parquet(resumed.store.directory / "records.parquet")["session"].unique().tolist() == [0, 1]
+    assert [session["images"] for session in resumed.store.provenance()["sessions"]] == [6, 4]
+    before = {path: path.stat().st_mtime_ns for path in resumed.store.directory.rglob("*") if path.name != ".lock"}
     run(config(tmp_path / "killed"))
     assert len(sampled) == 6
+    assert before == {path: path.stat().st_mtime_ns for path in resumed.store.directory.rglob("*") if path.name != ".lock"}
+
+
+def test_more_metrics_later_keep_the_earlier_ones(tmp_path):
+    first = run(config(tmp_path, metrics=("psnr",)))
+    assert "crps@pixel" not in set(first.metrics()["name"])
+    psnr = first.metrics().set_index("name").loc["psnr", "value"]
+    both = run(config(tmp_path, metrics=("crps", "fid")))
+    names = both.metrics().set_index("name")
+    assert names.loc["psnr", "value"] == psnr
+    assert {"crps@pixel", "fid@digitnet", "seconds_per_sample"} <= set(names.index)
+    assert {"index", "psnr", "crps@pixel"} <= set(both.store.read_table("metrics_per_image.parquet"))
+    run(config(tmp_path, metrics=("psnr",)))
+    assert "crps@pixel" in set(both.metrics()["name"])
+
+
+def test_metrics_in_another_feature_space_are_stale():
+    rows = [
+        {"metric": "psnr", "feature_space": None, "feature_weights_sha256": None},
+        {"metric": "fid", "feature_space": "digitnet", "feature_weights_sha256": "old"},
+        {"metric": "mmd", "feature_space": "digitnet", "feature_weights_sha256": None},
+    ]
+
+    class Space:
+        weights_sha256 = "new"
+
+    names = ["psnr", "fid", "mmd", "ssim"]
+    assert _stale_metrics(names, rows, {"digitnet": Space()}) == ["fid", "mmd", "ssim"]
+    assert _stale_metrics(names, rows, {"digitnet": "its weights are missing"}) == ["fid", "ssim"]
 
 
 def test_torn_shard_is_computed_again(tmp_path):
@@ -106,14 +141,13 @@ def test_torn_shard_is_computed_again(tmp_path):
 
 def test_fresh_starts_over(tmp_path):
     first = run(config(tmp_path))
-    started = first.store.provenance()["started"]
     shard = next(first.store.directory.glob("samples/*.safetensors"))
     before = shard.stat().st_mtime_ns
     run(config(tmp_path))
     assert shard.stat().st_mtime_ns == before
     run(config(tmp_path, fresh=True))
     assert shard.stat().st_mtime_ns > before
-    assert started
+    assert len(first.store.provenance()["sessions"]) == 1
 
 
 def test_second_process_is_refused(tmp_path, monkeypatch):
@@ -193,7 +227,7 @@ def test_unsupported_cell_is_a_status(tmp_path, monkeypatch):
     monkeypatch.setattr(samplers.get("vfm"), "supports", classmethod(lambda *_: (False, "no reason")))
     result = execute(plan(config(tmp_path)))
     assert result.status == Status.SKIPPED
-    assert "no reason" in result.reason
+    assert "no reason" in result.note
     assert not result.store.directory.exists()
 
 

@@ -61,17 +61,17 @@ def mmd(evaluation: EvaluationSet) -> list[MetricValue]:
 
     def in_space(name: str) -> list[MetricValue]:
         truth, samples = _feature_sets(evaluation, name)
-        scale = median_squared_distance(truth, samples)
+        scale = median_squared_distance(truth)
         kernel_settings = (
             f"kernel exp(-r^2 / (2 l^2)), l^2 = {scale:.6g} = median squared distance "
-            f"of at most {_MEDIAN_POINTS} points of both sets"
+            f"of at most {_MEDIAN_POINTS} true images, the same for every method"
         )
         values = []
         for metric, estimator, results in _estimates("mmd", truth, samples, gaussian_kernel(scale)):
             square, replicates = _value_and_replicates(results)
             value, low, high = (max(0.0, bound) ** 0.5 for bound in (square, *normal_interval(square, replicates)))
             settings = f"{_SETTINGS}; square root of the {estimator}; {kernel_settings}; {_INTERVAL} on MMD^2, clipped at 0"
-            values.append(_value(evaluation, metric, name, value, low, high, settings, replicates.clamp_min(0).sqrt()))
+            values.append(_value(evaluation, metric, name, value, low, high, settings))
         return values
 
     return in_each_space(evaluation, ["mmd", "mmd_paired"], in_space)
@@ -148,13 +148,13 @@ def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.mT / x.shape[1] + 1) ** 3
 
 
-def median_squared_distance(x: Tensor, y: Tensor) -> float:
-    """Median over pairs of different points of x [n,d] and y [n,d] together, at most 2000 points, evenly spaced in each set.
+def median_squared_distance(x: Tensor) -> float:
+    """Median over pairs of different points of x [n,d], at most 2000 of them, evenly spaced.
 
     Raises:
         UserError: it is zero, so that it gives no length scale.
     """
-    points = torch.cat([_thinned(x), _thinned(y)])
+    points = _thinned(x)
     rows, columns = torch.triu_indices(len(points), len(points), offset=1, device=x.device)
     median = float(np.median(_squared_distances(points, points)[rows, columns].cpu().numpy()))
     if median <= 0:
@@ -163,7 +163,7 @@ def median_squared_distance(x: Tensor, y: Tensor) -> float:
 
 
 def _thinned(x: Tensor) -> Tensor:
-    count = min(len(x), _MEDIAN_POINTS // 2)
+    count = min(len(x), _MEDIAN_POINTS)
     # Even spacing rather than the first points, because data sets are often sorted by class.
     return x[torch.arange(count, device=x.device) * len(x) // count]
 
@@ -207,7 +207,7 @@ def _value(
     low: float,
     high: float,
     settings: str,
-    replicates: Tensor,
+    replicates: Tensor | None = None,
 ) -> MetricValue:
     return MetricValue(
         name=f"{metric}@{name}",

@@ -15,7 +15,8 @@ from vfmbench.running.runner import Run
 
 COMPARISON_NOTE = (
     "Value and half-width of its 95 % interval. + better, - worse than the first method by a paired test on the same images "
-    "(5 % level, not corrected for the number of comparisons)."
+    "(5 % level, not corrected for the number of comparisons). Where the suite has classes, every sampler is given the "
+    "true one. Options not given on the command line are each method's published defaults, not tuned for this suite."
 )
 
 # Metrics of the comparison table in order, and whether more is better.
@@ -25,8 +26,8 @@ _COLUMNS = {
     "ssim": True,
     "crps": False,
     "fid": False,
-    "mmd": False,
-    "mmd_paired": False,
+    "mmd_paired": None,
+    "kid_paired": False,
     "classifier_agreement": True,
     "residual": None,
     "diversity@pixel": None,
@@ -38,19 +39,20 @@ _COLUMNS = {
 def run_document(run: Run) -> dict[str, Any]:
     """The JSON document of one run: status, directory, metrics with interval, n and feature space, cost."""
     if run.status != Status.DONE:
-        return {"status": run.status, "reason": run.reason, "directory": None, "metrics": [], "cost": {}}
+        return {"status": run.status, "note": run.note, "directory": None, "metrics": [], "cost": {}}
     return {
         "status": run.status,
-        "directory": str(run.store.directory),
-        "hash": run.store.config()["hash"],
-        "identity": run.store.config()["identity"],
-        "metrics": run.store.metrics(),
+        "note": run.note,
+        "directory": str(run.results().directory),
+        "hash": run.results().config()["hash"],
+        "identity": run.results().config()["identity"],
+        "metrics": run.results().metrics(),
         "cost": run.cost(),
     }
 
 
 def run_table(run: Run) -> Table:
-    identity = run.store.config()["identity"]
+    identity = run.results().config()["identity"]
     title = f"{identity['method']} on {identity['task']}, suite {identity['suite']}, {identity['split']} split"
     table = Table(title=f"{title}: {identity['num_images']} images x {identity['samples']} samples", title_justify="left")
     table.add_column("metric", no_wrap=True)
@@ -58,7 +60,7 @@ def run_table(run: Run) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     # The only column that gives way to a narrow terminal; metrics.json has the settings whole.
     table.add_column("settings")
-    for row in sorted(run.store.metrics(), key=_position):
+    for row in sorted(run.results().metrics(), key=_position):
         interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
         note = row["settings"] if row["value"] is not None else f"{Status.MISSING}: {row['reason']}"
         table.add_row(
@@ -93,11 +95,12 @@ def comparison_table(task: str, runs: Mapping[str, Run]) -> Table:
             if stored is None or reference is None:
                 cells.append(runs[method].status.value)
             else:
-                cells.append(f"{_cell(stored.values.get(name))} {_mark(name, reference, stored)}")
+                cells.append(f"{_cell(stored.values.get(name), stored.planned)} {_mark(name, reference, stored)}")
         table.add_row(name, *cells)
+    table.add_row("run", *(done[method].hash if method in done else "" for method in runs))
     for method, run in runs.items():
-        if run.status != Status.DONE:
-            table.caption = f"{table.caption or ''}{method}: {run.reason}. "
+        if run.note:
+            table.caption = f"{table.caption or ''}{method}: {run.note}. "
     return table
 
 
@@ -110,9 +113,11 @@ class _Stored:
     """What a comparison reads of one run."""
 
     def __init__(self, run: Run):
-        self.values = {row["name"]: row for row in run.store.metrics()}
-        self.per_image = run.store.read_table("metrics_per_image.parquet")
-        self.replicates = run.store.read_table("metrics_replicates.parquet")
+        config = run.results().config()
+        self.hash, self.planned = config["hash"], config["identity"]["num_images"]
+        self.values = {row["name"]: row for row in run.results().metrics()}
+        self.per_image = run.results().read_table("metrics_per_image.parquet")
+        self.replicates = run.results().read_table("metrics_replicates.parquet")
 
 
 def _names(runs: Iterable[_Stored]) -> list[str]:
@@ -121,12 +126,16 @@ def _names(runs: Iterable[_Stored]) -> list[str]:
     return [name for key in _COLUMNS for name in stored if key in (name, name.split("@")[0])]
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _cell(row: Mapping[str, Any] | None, planned: int) -> str:
+    """Value, half-width of its interval, and the number of images where some are left out."""
     if row is None or row["value"] is None:
         return Status.MISSING.value
-    if row["low"] is None or row["low"] == row["high"]:
-        return _number(row["value"])
-    return f"{_number(row['value'])} ±{(row['high'] - row['low']) / 2:.1g}"
+    text = _number(row["value"])
+    if row["low"] is not None and row["low"] != row["high"]:
+        text += f" ±{(row['high'] - row['low']) / 2:.1g}"
+    if row["metric"] != "cost" and row["n"] < planned:
+        text += f" ({row['n']}/{planned})"
+    return text
 
 
 def _mark(name: str, reference: _Stored, other: _Stored) -> str:

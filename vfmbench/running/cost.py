@@ -41,17 +41,17 @@ def measure_cost(meter: Meter, num_samples: int, device: torch.device) -> Iterat
         cost["peak_memory_bytes"] = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _warm(records: pd.DataFrame) -> pd.DataFrame:
-    """Without samples that were never drawn, and without each process's first batch unless there is nothing else."""
-    records = records.dropna(subset=["seconds"])
-    warm = records[records["first_batch"] == 0]
-    return warm if len(warm) else records
+def _batches(records: pd.DataFrame) -> pd.DataFrame:
+    """One row per batch that was drawn, without each process's first batch unless there is nothing else."""
+    batches = records.dropna(subset=["seconds"]).drop_duplicates(["seconds", "network_seconds"])
+    warm = batches[batches["first_batch"] == 0]
+    return warm if len(warm) else batches
 
 
 def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
     """`nfe` and `seconds_per_sample` with intervals over batches."""
-    settings = "over batches; a process's first batch is left out if there are others"
-    batches = _warm(records).drop_duplicates(["seconds", "network_seconds"])
+    settings = "n counts batches; a process's first batch is left out if there are others"
+    batches = _batches(records)
     return [
         mean_value("nfe", torch.tensor(batches["nfe"].to_numpy()), settings),
         mean_value("seconds_per_sample", torch.tensor(batches["seconds"].to_numpy()), settings),
@@ -59,11 +59,11 @@ def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
 
 
 def summarise(records: pd.DataFrame) -> dict[str, float]:
-    """Means per sample, from records.parquet, first batches left out; `overhead` is the share of time outside networks."""
-    records = _warm(records)
-    summary = {kind: float(records[kind].mean()) for kind in KINDS}
-    summary["seconds"] = float(records["seconds"].mean())
-    summary["network_seconds"] = float(records["network_seconds"].mean())
+    """Means per sample over the same batches as `cost_metrics`; `overhead` is the share of time outside networks."""
+    batches = _batches(records)
+    summary = {kind: float(batches[kind].mean()) for kind in KINDS}
+    summary["seconds"] = float(batches["seconds"].mean())
+    summary["network_seconds"] = float(batches["network_seconds"].mean())
     summary["overhead"] = 1 - summary["network_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
-    summary["peak_memory_bytes"] = float(records["peak_memory_bytes"].max())
+    summary["peak_memory_bytes"] = float(batches["peak_memory_bytes"].max())
     return summary

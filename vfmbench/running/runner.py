@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -57,19 +60,25 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's results as they lie in its directory."""
+    """A run's results as they lie in its directory. `note` says why it was skipped or failed, or what to mind about it."""
 
-    store: RunStore
+    store: RunStore | None
     status: Status
-    reason: str = ""
+    note: str = ""
+
+    def results(self) -> RunStore:
+        """Its directory. Raises UserError for a run that could not even be planned."""
+        if self.store is None:
+            raise UserError(f"This run is {self.status}: {self.note}")
+        return self.store
 
     def metrics(self) -> pd.DataFrame:
         """A row per metric: value, low, high, n, feature_space, settings, reason."""
-        return pd.DataFrame(self.store.metrics())
+        return pd.DataFrame(self.results().metrics())
 
     def cost(self) -> dict[str, float]:
         """Means per sample: evaluations, seconds, network_seconds, overhead; peak_memory_bytes."""
-        return self.store.provenance().get("cost", {})
+        return self.results().provenance().get("cost", {})
 
 
 def plan(config: RunConfig) -> Plan:
@@ -78,6 +87,9 @@ def plan(config: RunConfig) -> Plan:
         if section not in RUN_SECTIONS:
             raise unknown_name("section", section, RUN_SECTIONS)
     sampler_class = samplers.get(config.method)
+    lacking = [name for name in ("Options", "weights", "supports", "sample") if not hasattr(sampler_class, name)]
+    if lacking:
+        raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.")
     suite: Suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
     task = suite.task(config.task, config.options.get("task", {}))
     options = validate(sampler_class.Options, config.options.get("method", {}), "method.")
@@ -100,6 +112,7 @@ def plan(config: RunConfig) -> Plan:
         task_options=dump(task.options),
         method=config.method,
         method_options=dump(options),
+        plugin_sha256=_plugin_hashes(sampler_class, type(task)),
         weights_sha256={name: suite.weights.sha256(name) for name in sampler_class.weights},
         num_images=num_images,
         samples=num_samples,
@@ -120,6 +133,16 @@ def plan(config: RunConfig) -> Plan:
     )
 
 
+def _plugin_hashes(*classes: type) -> dict[str, str]:
+    """SHA-256 of the source files of classes from outside this package: their code has no version that we know."""
+    hashes = {}
+    for cls in classes:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        if file and not cls.__module__.startswith("vfmbench."):
+            hashes[cls.__qualname__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return hashes
+
+
 def run(config: RunConfig, progress: Progress | None = None) -> Run:
     """Runs one configuration, or what is missing of it, and returns its results.
 
@@ -132,47 +155,89 @@ def run(config: RunConfig, progress: Progress | None = None) -> Run:
 
 
 def execute(plan: Plan, progress: Progress | None = None) -> Run:
-    supported, reason = plan.sampler_class.supports(plan.task, plan.suite)
+    supported, note = plan.sampler_class.supports(plan.task, plan.suite)
     if not supported:
-        return Run(plan.store, Status.SKIPPED, f"{plan.identity.method} skips {plan.task.name}: {reason}")
+        return Run(plan.store, Status.SKIPPED, f"{plan.identity.method} skips {plan.task.name}: {note}")
     spaces = _feature_spaces(plan)
     sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
+    store = plan.store
+    with store.writing(plan.identity, plan.fresh):
+        finished = store.finished()
+        todo = [index for index in range(plan.identity.num_images) if index not in finished]
+        names = list(plan.metric_names) if todo else _stale_metrics(plan.metric_names, store.metrics(), spaces)
+        if todo or names:
+            with _logging_to(store.directory / "log.txt"):
+                _work(plan, sampler, spaces, todo, names, note, progress or (lambda done, total: None))
+    return Run(store, Status.DONE, note)
+
+
+def _work(
+    plan: Plan, sampler: Sampler, spaces: dict[str, Any], todo: list[int], names: list[str], note: str, progress: Progress
+) -> None:
+    """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it."""
     store, identity = plan.store, plan.identity
-    with store.writing(identity, plan.fresh):
-        handler = logging.FileHandler(store.directory / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        LOG.addHandler(handler)
-        try:
-            store.write_config(identity, {"device": str(plan.device), "batch_size": plan.batch_size})
-            facts = {
-                "hash": identity.hash,
-                "status": Status.INTERRUPTED,
-                "started": _now(),
-                "weights_sha256": identity.weights_sha256,
-                **environment(plan.device),
-            }
-            store.write_provenance(facts)
-            LOG.info("run %s on %s", identity.hash, plan.device)
-            try:
-                _sample_missing(plan, sampler, progress or (lambda done, total: None))
-                records = store.compile_tables(identity)
-                start = time.perf_counter()
-                evaluation, index = _evaluation(plan, records, spaces)
-                values = compute_metrics(evaluation, {name: metric_registry.get(name) for name in plan.metric_names})
-                store.write_metrics([*values, *cost_metrics(records)], index)
-            except Exception as error:
-                store.write_provenance({**facts, "status": Status.FAILED, "ended": _now(), "error": repr(error)})
-                LOG.exception("failed")
-                raise
-            cost = summarise(records)
-            facts |= {"status": Status.DONE, "ended": _now(), "cost": cost, "metrics_seconds": time.perf_counter() - start}
-            store.write_provenance(facts)
-            LOG.info("done")
-        finally:
-            store.write_dataset(identity, plan.dataset)
-            LOG.removeHandler(handler)
-            handler.close()
-    return Run(store, Status.DONE)
+    store.write_config(identity)
+    sessions = store.provenance().get("sessions", [])
+    session = {
+        "started": _now(),
+        "images": len(todo),
+        "batch_size": plan.batch_size,
+        "metrics": names,
+        **environment(plan.device),
+    }
+    facts = {
+        "hash": identity.hash,
+        "status": Status.INTERRUPTED,
+        "note": note,
+        "weights_sha256": identity.weights_sha256,
+        "sessions": [*sessions, session],
+    }
+    store.write_provenance(facts)
+    LOG.info("run %s on %s: %d of %d images to sample", identity.hash, plan.device, len(todo), identity.num_images)
+    if note:
+        LOG.warning("%s", note)
+    try:
+        _sample(plan, sampler, todo, len(sessions), progress)
+        records = store.compile_tables(identity)
+        evaluation, index = _evaluation(plan, records, spaces)
+        values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
+        store.write_metrics({**values, "cost": cost_metrics(records)}, index, keep=not todo)
+    except Exception as error:
+        session["ended"] = _now()
+        store.write_provenance({**facts, "status": Status.FAILED, "error": f"{type(error).__name__}: {error}"})
+        LOG.exception("failed")
+        raise
+    finally:
+        store.write_dataset(identity, plan.dataset)
+    session["ended"] = _now()
+    store.write_provenance({**facts, "status": Status.DONE, "cost": summarise(records)})
+    LOG.info("done")
+
+
+def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], spaces: dict[str, Any]) -> list[str]:
+    """Those of the metrics that are not stored, or whose feature space is another one now, or has become available."""
+
+    def fresh(row: dict[str, Any]) -> bool:
+        space = row["feature_space"]
+        current = None if space is None else getattr(spaces.get(space), "weights_sha256", None)
+        return row["feature_weights_sha256"] == current
+
+    stored = {row["metric"] for row in rows}
+    stale = {row["metric"] for row in rows if not fresh(row)}
+    return [name for name in names if name not in stored or name in stale]
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        handler.close()
 
 
 def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
@@ -183,15 +248,12 @@ def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
     return truth, plan.task.measure(truth, label.to(plan.device), index, split_seed(plan.identity.split, plan.identity.seed))
 
 
-def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:
+def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> None:
+    """Samples and stores the images at the given positions, batch by batch."""
     planned, samples = plan.identity.num_images, plan.identity.samples
-    finished = plan.store.finished()
-    todo = [index for index in range(planned) if index not in finished]
-    if finished:
-        LOG.info("resuming: %d of %d images are stored", planned - len(todo), planned)
-    progress(planned - len(todo), planned)
-    images_per_batch = max(1, plan.batch_size // samples)
     done, warm = planned - len(todo), False
+    progress(done, planned)
+    images_per_batch = max(1, plan.batch_size // samples)
     for start in range(0, len(todo), images_per_batch):
         batch = todo[start : start + images_per_batch]
         done += len(batch)
@@ -203,7 +265,7 @@ def _sample_missing(plan: Plan, sampler: Sampler, progress: Progress) -> None:
         with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
             images = sampler.sample(measurement, samples, noise).images
         # The first batch of a process also pays for allocations and lazy initialisation.
-        cost["first_batch"] = float(not warm)
+        cost |= {"first_batch": float(not warm), "session": session}
         warm = True
         plan.store.write_shard(_shard(images, measurement, cost))
         progress(done, planned)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +77,14 @@ def measurement_hashes(y: Tensor) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in y.detach().float().cpu().contiguous().numpy()]
 
 
+def _metric_row(metric: str, value: MetricValue) -> dict[str, Any]:
+    """One entry of metrics.json; `metric` is the registered name of what computed it."""
+    row = {"metric": metric, **asdict(value)}
+    del row["per_image"], row["replicates"]
+    # JSON has no infinity; such a value carries its explanation in `reason`.
+    return {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
+
+
 class RunStore:
     """One run's directory. Create it through `open`, which checks that it belongs to this configuration and locks it."""
 
@@ -123,11 +131,9 @@ class RunStore:
                     "choose another --out, or use --fresh to start over."
                 )
 
-    def write_config(self, identity: RunIdentity, execution: Mapping[str, Any]) -> None:
+    def write_config(self, identity: RunIdentity) -> None:
         content = {"schema_version": SCHEMA_VERSION, "hash": identity.hash, "identity": identity.model_dump(mode="json")}
-        replace_file(
-            self.directory / "config.yaml", yaml.safe_dump({**content, "execution": dict(execution)}, sort_keys=False).encode()
-        )
+        replace_file(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False).encode())
 
     def config(self) -> dict[str, Any]:
         return yaml.safe_load((self.directory / "config.yaml").read_text())
@@ -149,24 +155,27 @@ class RunStore:
         return self.directory / "samples" / f"shard-{int(index[0]):07d}-{int(index[-1]):07d}.safetensors"
 
     def shards(self) -> list[Shard]:
-        """All finished shards in order of their images. A shard that cannot be read is set aside and computed again."""
+        """All finished shards in order of their images."""
         result = []
-        for path in sorted(self.directory.glob("samples/shard-*.safetensors")):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    header = file.metadata()
-                    tensors = {name: file.get_tensor(name) for name in ("images", "index", "label", "residual")}
-            except (SafetensorError, OSError):
-                path.rename(path.with_suffix(".unreadable"))
-                continue
-            result.append(
-                Shard(**tensors, measurement_hash=json.loads(header["measurement_hash"]), cost=json.loads(header["cost"]))
-            )
+        for tensors, header in self._read_shards(("images", "index", "label", "residual")):
+            hashes, cost = json.loads(header["measurement_hash"]), json.loads(header["cost"])
+            result.append(Shard(**tensors, measurement_hash=hashes, cost=cost))
         return result
 
     def finished(self) -> set[int]:
         """Positions of the images whose samples are stored."""
-        return {index for shard in self.shards() for index in shard.index.tolist()}
+        return {index for tensors, _ in self._read_shards(("index",)) for index in tensors["index"].tolist()}
+
+    def _read_shards(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+        """The named tensors and the header of each shard. One that cannot be read is set aside and computed again."""
+        for path in sorted(self.directory.glob("samples/shard-*.safetensors")):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    tensors, header = {name: file.get_tensor(name) for name in names}, file.metadata()
+            except (SafetensorError, OSError):
+                path.rename(path.with_suffix(".unreadable"))
+                continue
+            yield tensors, header
 
     def compile_tables(self, identity: RunIdentity) -> pd.DataFrame:
         """Writes records.parquet and measurements.json from the shards and returns the records.
@@ -206,25 +215,32 @@ class RunStore:
         }
         self._write_json("dataset.json", content)
 
-    def write_metrics(self, values: list[MetricValue], index: list[int]) -> None:
+    def write_metrics(self, values: Mapping[str, list[MetricValue]], index: list[int], keep: bool) -> None:
         """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images) and
         metrics_replicates.parquet (a column per statistic of the whole set, its bootstrap replicates).
+
+        Args:
+            values: by the name of the metric that gave them.
+            index: position of each image they were computed from.
+            keep: leave what other metrics stored earlier, on the same samples, in place.
         """
-        rows = []
-        for value in values:
-            row = asdict(value)
-            row.pop("per_image")
-            row.pop("replicates")
-            # JSON has no infinity; such a value carries its explanation in `reason`.
-            rows.append(
-                {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
-            )
-        self._write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": rows})
-        per_image = {value.name: value.per_image.numpy() for value in values if value.per_image is not None}
+        kept = [row for row in self.metrics() if row["metric"] not in values] if keep else []
+        rows = [_metric_row(metric, value) for metric, several in values.items() for value in several]
+        flat = [value for several in values.values() for value in several]
+        per_image = {value.name: value.per_image.numpy() for value in flat if value.per_image is not None}
         per_image = {name: column for name, column in per_image.items() if len(column) == len(index)}
-        self._write_table("metrics_per_image.parquet", pd.DataFrame({"index": index, **per_image}))
-        replicates = {value.name: value.replicates.numpy() for value in values if value.replicates is not None}
-        self._write_table("metrics_replicates.parquet", pd.DataFrame(replicates))
+        replicates = {value.name: value.replicates.numpy() for value in flat if value.replicates is not None}
+        tables = {
+            "metrics_per_image.parquet": pd.DataFrame({"index": index, **per_image}),
+            "metrics_replicates.parquet": pd.DataFrame(replicates),
+        }
+        names = {row["name"] for row in kept}
+        for file, table in tables.items():
+            if keep and (self.directory / file).exists():
+                earlier = self.read_table(file)
+                table = pd.concat([table, earlier[[name for name in earlier if name in names]]], axis=1)
+            self._write_table(file, table)
+        self._write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": kept + rows})
 
     def read_table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.directory / name)
