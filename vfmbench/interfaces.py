@@ -134,16 +134,6 @@ class Measurement:
             index=self.index.repeat_interleave(times, 0),
         )
 
-    def to(self, device: torch.device | str) -> Measurement:
-        return replace(
-            self,
-            y=self.y.to(device),
-            operator=self.operator.to(device),
-            noise_std=self.noise_std.to(device),
-            label=self.label.to(device),
-            index=self.index.to(device),
-        )
-
     def residual(self, images: Tensor) -> Tensor:
         """A x - y, zero at entries that carry no signal: [B, *measurement_shape]."""
         difference = self.operator.forward(images) - self.y
