@@ -229,7 +229,9 @@ def test_lengths_follow_the_image():
 def test_every_problem_works_with_its_defaults_from_4_pixels_on():
     for size in (4, 8, 20):
         for problem in PROBLEMS:
-            measure(problem((1, size, size), problem.Options()), pictures(2, 1, size, size))
+            measurement = measure(problem((1, size, size), problem.Options()), pictures(2, 1, size, size))
+            assert measurement.y.shape == (2, *measurement.operator.measurement_shape)
+            assert measurement.y.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,8 @@ def test_options_that_do_not_suit_the_images(problem, options, message):
 
 @pytest.mark.parametrize("problem", BLURS)
 def test_the_largest_kernel_works(problem):
-    measure(problem((1, 8, 10), problem.Options(kernel_size=15)), pictures(2, 1, 8, 10))
+    measurement = measure(problem((1, 8, 10), problem.Options(kernel_size=15, noise_std=0)), torch.ones(2, 1, 8, 10))
+    assert torch.allclose(measurement.y, torch.ones(2, 1, 8, 10))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +293,7 @@ def test_bad_values_are_named_by_row(value):
 def test_values_just_outside_are_rounding():
     images = pictures(2, 1, 8, 8)
     images[0, 0, 0, 0] = 1.0009
-    measure(small(Denoise), images)
+    assert len(measure(small(Denoise), images)) == 2
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 1, 8, 9), (4, 8, 8), (1, 8, 8), (0, 1, 8, 8)])
