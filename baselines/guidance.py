@@ -1,82 +1,234 @@
-"""The ODE loop that the guidance solvers share: schedule, guided velocity, data-term gradient.
+"""What the guidance solvers share: the ODE loop, the guided velocity, the gradient of the data term, step rules.
 
-Notation: x_t = (1-t) x_0 + t z, v = E[z - x_0 | x_t], clean estimate x_0 = x_t - t v. An Euler step in t along the linear path
-is the deterministic DDIM step. All norms and losses are per sample: a sample's result does not depend on its batch.
+Notation: x_t = (1-t) x_0 + t z, v = E[z - x_0 | x_t]. One evaluation gives both ends of the straight path through x_t, the
+clean estimate x_t - t v and the noise estimate x_t + (1-t) v; an Euler step in t is the deterministic DDIM step between them.
+All norms and losses are per sample: a sample's result does not depend on its batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task
+from vfmbench.config import tuned_values
+from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task, UserError
+from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
+from vfmbench.registry import unknown_name
+
+Rule = Literal["unit", "residual", "sign"]
+Draw = Callable[[], Tensor]
 
 
-class GuidanceOptions(Options):
-    """Options of every guidance solver; the defaults are those of the VFM paper's comparison (appendix B.2.3)."""
+class SolverOptions(Options):
+    """Options of every solver."""
+
+    guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance; 1 turns it off")
+    label: Literal["true", "null"] = Field("true", description="class that the network is given; null: none, without guidance")
+
+
+class GuidanceOptions(SolverOptions):
+    """Options of the solvers that follow the ODE once; the defaults are the VFM paper's (appendix B.2.3)."""
 
     steps: int = Field(250, ge=1, description="Euler steps from t = 1 to 0")
-    guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance; 1 turns it off")
+    shift: float = Field(1.0, gt=0, description="time grid t -> shift t / (1 + (shift - 1) t); above 1: more steps near noise")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one evaluation of the network says at x_t, all [B,c,h,w]."""
+
+    x: Tensor
+    t: float
+    velocity: Tensor
+
+    @property
+    def clean(self) -> Tensor:
+        return self.x - self.t * self.velocity
+
+    @property
+    def noise(self) -> Tensor:
+        return self.x + (1 - self.t) * self.velocity
+
+    def euler(self, t_next: float) -> Tensor:
+        return self.x + (t_next - self.t) * self.velocity
+
+
+class Step(NamedTuple):
+    """The state after a step and the clean estimate that the step aimed at, both [B,c,h,w]."""
+
+    state: Tensor
+    clean: Tensor
+
+
+def interpolate(clean: Tensor, noise: Tensor, t: float) -> Tensor:
+    """(1-t) clean + t noise."""
+    return (1 - t) * clean + t * noise
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B,1,...], to multiply `like` with."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def norms(x: Tensor) -> Tensor:
+    """L2 norm of each sample, [B,...] -> [B]."""
+    return x.flatten(1).norm(dim=1)
+
+
+def smooth_norms(x: Tensor) -> Tensor:
+    """sqrt(|x|^2 + 1e-12) of each sample, [B,...] -> [B]: the norm with a gradient at zero."""
+    return (x.flatten(1).square().sum(1) + 1e-12).sqrt()
 
 
 def unit(gradient: Tensor) -> Tensor:
     """Each sample's gradient divided by its own L2 norm; zero stays zero."""
-    norm = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-    return gradient / norm[:, None, None, None]
+    return gradient / per_sample(norms(gradient).clamp_min(1e-12), gradient)
 
 
-def data_gradient(measurement: Measurement, images: Tensor) -> Tensor:
-    """Gradient of 1/2 |A x - y|^2 with respect to the images, [B,C,H,W]; entries that carry no signal are left out."""
+def data_gradient(measurement: Measurement, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of 1/2 |A x - y|^2 with respect to the images, [B,C,H,W], and |A x - y|, [B].
+
+    Entries of y that carry no signal (the hole of a mask) are left out.
+    """
     operator = measurement.operator
     if operator.linear:
-        return operator.adjoint(measurement.residual(images))
+        residual = measurement.residual(images)
+        return operator.adjoint(residual), norms(residual)
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
-        loss = 0.5 * measurement.residual(leaf).square().sum()
-        return torch.autograd.grad(loss, leaf)[0]
+        residual = measurement.residual(leaf)
+        gradient = torch.autograd.grad(0.5 * residual.square().sum(), leaf)[0]
+    return gradient, norms(residual.detach())
 
 
-def time_grid(steps: int) -> Iterator[tuple[float, float]]:
-    """(t, next t) of a uniform grid from 1 to 0."""
-    for step in range(steps):
-        yield 1 - step / steps, 1 - (step + 1) / steps
+def directed(gradient: Tensor, residual_norm: Tensor, rule: Rule) -> Tensor:
+    """The direction that a step length multiplies, from the gradient of 1/2 |r|^2.
+
+    Args:
+        rule: `unit`, length 1; `residual`, the gradient of |r|; `sign`, the sign of each entry.
+    """
+    if rule == "unit":
+        return unit(gradient)
+    if rule == "sign":
+        return gradient.sign()
+    return gradient / per_sample(residual_norm.clamp_min(1e-12), gradient)
 
 
-class GuidanceSampler:
-    """Base of the solvers: a subclass says in `step` how one step from t to t' goes."""
+def time_grid(steps: int, shift: float = 1.0) -> Iterator[tuple[float, float]]:
+    """(t, next t) from 1 to 0, uniform before the shift."""
+    nodes = [1 - step / steps for step in range(steps + 1)]
+    shifted = [shift * t / (1 + (shift - 1) * t) for t in nodes]
+    return pairwise(shifted)
 
-    Options: type[GuidanceOptions] = GuidanceOptions
-    weights = ("flow",)
 
-    def __init__(self, suite: Suite, options: GuidanceOptions, device: torch.device):
+class Solver:
+    """What every solver has: a network and a codec that it asks for estimates and gradients, options by preset name."""
+
+    Options: type[SolverOptions] = SolverOptions
+    weights: ClassVar[tuple[str, ...]] = ("flow",)
+    needs_linear: ClassVar[bool] = False
+
+    def __init__(self, suite: Suite, options: SolverOptions, device: torch.device):
         self.options = options
         self.flow: FlowModel = suite.flow(device)
-        self.codec = suite.codec(device)
         self.meter = self.flow.meter
-        # Without classes there is no unconditional branch to guide away from.
-        self.guidance_scale = options.guidance_scale if suite.num_classes else 1.0
+        self.codec = suite.codec(device, self.meter)
+        # Without classes there is no unconditional branch to guide away from, and with the null class both are the same.
+        guided = suite.num_classes and options.label == "true"
+        self.guidance_scale = options.guidance_scale if guided else 1.0
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        if cls.needs_linear and not task.linear:
+            return False, f"{task.name} is not linear, and the method needs the transpose of a linear operator"
         return True, ""
 
-    def step(self, x: Tensor, t: float, t_next: float, measurement: Measurement) -> Tensor:
-        """x_t [B,c,h,w] -> x_t' [B,c,h,w]."""
+    @classmethod
+    def original(cls, problem: str) -> Mapping[str, Any]:
+        """Options of the method's own authors for a family of problems, as far as they exist in this form."""
+        return {}
+
+    @classmethod
+    def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
+        """Options by name: `paper` (the VFM paper's comparison), `original` (the method's authors), `tuned` (for this suite).
+
+        Raises UserError for another name, MissingError where nothing has been tuned.
+        """
+        presets: dict[str, Callable[[], Mapping[str, Any]]] = {
+            "paper": dict,
+            "original": lambda: cls.original(task.problem),
+            "tuned": lambda: tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite),
+        }
+        if name not in presets:
+            raise unknown_name("preset", name, presets)
+        return presets[name]()
+
+    def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
+        """The solver's steps, one sample a row of the measurement; the last state is the result."""
         raise NotImplementedError
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
-        rows = measurement.repeat(num_samples)
-        x = noise.normal(self.flow.latent_shape, draw=0)
-        for t, t_next in time_grid(self.options.steps):
-            x = self.step(x, t, t_next, rows)
+        state = torch.empty(0)
+        for step in self.trajectory(self.conditioned(measurement.repeat(num_samples)), noise):
+            state = step.state
         shape = (len(measurement), num_samples)
-        return Samples(self.codec.decode(x).unflatten(0, shape), x.unflatten(0, shape))
+        return Samples(self.codec.decode(state).unflatten(0, shape), state.unflatten(0, shape))
 
-    def clean_estimate(self, x: Tensor, t: float, label: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """Velocity v, clean estimate x - t v, and the map g -> (d clean / d x)^T g through the network."""
+    def conditioned(self, measurement: Measurement) -> Measurement:
+        """The measurement with the labels that the network is given. Raises UserError for an image without a label."""
+        return self.flow.relabelled(measurement, null=self.options.label == "null")
+
+    def estimate(self, x: Tensor, t: float, label: Tensor) -> Estimate:
+        """One evaluation without a graph."""
+        return Estimate(x, t, self.flow.velocity(x, t, label, self.guidance_scale))
+
+    def estimate_with_vjp(self, x: Tensor, t: float, label: Tensor) -> tuple[Estimate, Vjp]:
+        """One evaluation and the map g -> (d clean / d x)^T g through the network, both guidance branches."""
         velocity, vjp = self.flow.velocity_with_vjp(x, t, label, self.guidance_scale)
-        return velocity, x - t * velocity, lambda cotangent: cotangent - t * vjp(cotangent)
+        return Estimate(x, t, velocity), lambda cotangent: cotangent - t * vjp(cotangent)
+
+    def clean_gradient(self, clean: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor]:
+        """Gradient of 1/2 |A D(z) - y|^2 at the latent z, [B,c,h,w], and |A D(z) - y|, [B]: decoder and operator only."""
+        images, decode_vjp = self.codec.decode_with_vjp(clean)
+        gradient, residual_norm = data_gradient(measurement, images)
+        return decode_vjp(gradient), residual_norm
+
+
+def draws(noise: NoiseSource, shape: tuple[int, ...]) -> Draw:
+    """Fresh standard normal numbers [rows, *shape] at every call, the same sequence for a row whatever its batch."""
+    counter = iter(range(2**31))
+    return lambda: noise.normal(shape, next(counter))
+
+
+class GuidanceSampler(Solver):
+    """Base of the solvers that follow the prior's ODE once: a subclass says in `step` how one step from t to t' goes."""
+
+    Options: type[GuidanceOptions] = GuidanceOptions
+    options: GuidanceOptions
+
+    def step(self, x: Tensor, t: float, t_next: float, measurement: Measurement, draw: Draw) -> Step:
+        """x_t [B,c,h,w] -> x_t'; `draw` gives noise of x's shape to stochastic solvers."""
+        raise NotImplementedError
+
+    def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
+        draw = draws(noise, self.flow.latent_shape)
+        x = draw()
+        for t, t_next in time_grid(self.options.steps, self.options.shift):
+            step = self.step(x, t, t_next, measurement, draw)
+            x = step.state
+            yield step
+
+
+def require_encoder(solver: Solver, name: str) -> None:
+    """Raises UserError where the suite's codec cannot encode."""
+    if not solver.codec.has_encoder:
+        raise UserError(f"{name} compares latents with re-encoded images, and this suite's codec has no encoder.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vfmbench.config import dump
 from vfmbench.interfaces import Measurement, Suite, Task
 from vfmbench.methods.adapter import NoiseAdapter
+from vfmbench.models.metering import Meter
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise, split_seed
 from vfmbench.training.mean_flow import (
@@ -55,7 +56,7 @@ class AdapterStage(Stage):
         self._flow_architecture = flow.entry["architecture"]["flow"]
         self._flow = SiT(**self._flow_architecture).to(self.device)
         self._flow.load_state_dict(flow.part("flow"))
-        self._codec = self.suite.codec(self.device)
+        self._codec = self.suite.codec(self.device, Meter(self.device))
         self._batches = Batches(self.suite.dataset("train"), self.device)
 
     @staticmethod

@@ -5,7 +5,7 @@ Source: Variational Flow Maps (arXiv 2603.07276), algorithm 1: z ~ q(z|y,c), the
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,13 +27,14 @@ class AdapterSampler:
         projection: bool = Field(
             False, description="glue the observation into the result (VFM appendix B.2.3); linear tasks only"
         )
+        label: Literal["true", "null"] = Field("true", description="class that the flow map is given; null: none")
 
     weights: ClassVar[tuple[str, ...]]
 
     def __init__(self, suite: Suite, options: Options, device: torch.device):
-        self._steps, self._projection = options.steps, options.projection
+        self._steps, self._projection, self._null = options.steps, options.projection, options.label == "null"
         self.meter = Meter(device)
-        self._codec = suite.codec(device)
+        self._codec = suite.codec(device, self.meter)
         adapter_file = suite.weights.load(self.weights[0])
         flow_file = adapter_file if len(self.weights) == 1 else suite.weights.load(self.weights[1])
         trained_on = adapter_file.entry["inputs"]["flow weights"]
@@ -61,6 +62,7 @@ class AdapterSampler:
         return True, f"its adapter was trained on {task.problem} with {', '.join(changed)}" if changed else ""
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
+        measurement = self._flow.relabelled(measurement, null=self._null)
         mean, logvar = self._posterior_noise(measurement)
         z = mean.repeat_interleave(num_samples, 0)
         z = z + (0.5 * logvar).exp().repeat_interleave(num_samples, 0) * noise.normal(z.shape[1:], draw=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import warnings
@@ -35,6 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument("--num-images", type=int, metavar="N", help="first N images of the split (default: the suite's)")
     running.add_argument("--samples", type=int, metavar="K", help="posterior samples of each image (default: the suite's)")
     running.add_argument("--seed", type=int, default=0, help="of operators, noise and samplers (default: 0)")
+    running.add_argument(
+        "--preset",
+        default="paper",
+        metavar="NAME|FILE",
+        help="the guidance solvers' options: paper (default), original (their authors'), tuned, or a file from `vfmbench tune`",
+    )
     running.add_argument(
         "--set",
         action="append",
@@ -77,6 +84,18 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     train.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     train.set_defaults(handler=_train)
+
+    tune = commands.add_parser("tune", parents=[common], help="choose methods' options on the validation split")
+    tune.add_argument("--suite", default="digits")
+    tune.add_argument("--method", metavar="A,B", help="default: all that the suite's YAML file has a grid for")
+    tune.add_argument("--task", metavar="C,D", help="default: all that the suite's YAML file names")
+    tune.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="data.*, weights.* or tuning.*"
+    )
+    tune.add_argument("--out", metavar="FILE", help="default: baselines/tuned/SUITE.yaml")
+    tune.add_argument("--runs", default="results/tuning", metavar="DIR", help="the trials' runs (default: results/tuning)")
+    tune.add_argument("--workers", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
+    tune.set_defaults(handler=_tune)
 
     listing = commands.add_parser("list", parents=[common], help="what is installed")
     listing.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])
@@ -131,6 +150,7 @@ def _configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> l
         "num_images": options.num_images,
         "samples": options.samples,
         "seed": options.seed,
+        "preset": options.preset,
         "device": options.device,
         "batch_size": None if options.batch_size == "auto" else options.batch_size,
         "out": options.out,
@@ -248,6 +268,31 @@ def _train(options: argparse.Namespace) -> int:
     out = Path(options.out) if options.out else Path("results/training") / built.name
     train(options.stage, built, overrides, out, choose_device(options.device), options.fresh, console.ERR)
     print(f"Weights: {out} (use them with --set weights.path={out})")
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from vfmbench.config import parse_overrides
+    from vfmbench.reporting import console, tables
+    from vfmbench.running.tuning import tune
+
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers takes a whole number of at least 1, got {options.workers}.")
+    out = Path(options.out or f"baselines/tuned/{options.suite}.yaml")
+    with console.progress(f"tuning on {options.suite}", "trials") as update:
+        chosen = tune(
+            options.suite,
+            _split(options.method),
+            _split(options.task),
+            parse_overrides(options.overrides, ["data", "weights", "tuning"]),
+            out,
+            Path(options.runs),
+            options.workers or os.cpu_count() or 1,
+            options.plugin,
+            update,
+        )
+    console.OUT.print(tables.tuning_table(chosen))
+    console.OUT.print(f"Written to {out}; use it with --preset {out}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vfmbench.interfaces import Options, UserError
+from vfmbench.interfaces import MissingError, Options, Suite, Task, UserError
 from vfmbench.registry import unknown_name
 
 OptionsType = TypeVar("OptionsType", bound=BaseModel)
@@ -32,6 +32,7 @@ class RunConfig(BaseModel):
     num_images: int | None = Field(None, ge=1)
     samples: int | None = Field(None, ge=1, le=10_000)
     seed: int = Field(0, ge=0, lt=2**63)
+    preset: str = Field("paper", description="the method's options by name, or a file that `vfmbench tune` wrote")
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="overrides by section: " + ", ".join(RUN_SECTIONS)
     )
@@ -109,6 +110,28 @@ def parse_overrides(pairs: Sequence[str], sections: Sequence[str]) -> dict[str, 
             raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
         result.setdefault(section, {})[name] = value
     return result
+
+
+def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str, Any]:
+    """The options that `vfmbench tune` chose for a method on a task, from the file that it wrote.
+
+    Raises UserError for a file of another suite, MissingError if it has nothing for this method and task.
+    """
+    hint = f"vfmbench tune --suite {suite.name} --method {method} --task {task.name}"
+    if not path.is_file():
+        raise MissingError(f"Nothing is tuned for the suite {suite.name}: there is no {path.name}; run {hint}.")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
+        raise UserError(f"{path} is not a file that `vfmbench tune` wrote.")
+    if content.get("suite") != suite.name:
+        raise UserError(f"{path} was tuned for the suite {content.get('suite')!r}, not {suite.name!r}.")
+    tasks = content["methods"].get(method, {})
+    entry = tasks.get(task.name) or tasks.get(task.problem)
+    if entry is None:
+        raise MissingError(f"{path.name} has no tuned {method} for {task.name}; run {hint}.")
+    if entry["options"] is None:
+        raise MissingError(f"{path.name}: no setting of {method} on {task.name} could be chosen; see its trials there.")
+    return dict(entry["options"])
 
 
 def dump(options: Options) -> dict[str, Any]:

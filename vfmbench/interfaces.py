@@ -48,7 +48,7 @@ class MissingError(UserError):
 class Options(BaseModel):
     """Base of every options block that `--set` can reach: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @runtime_checkable
@@ -233,8 +233,10 @@ class Suite(Protocol):
     `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
     each training stage's options; `weights` is the `vfmbench.models.weights.WeightStore` of its networks.
 
-    `flow`, `codec`, `feature_space` return ready networks on `device`; weights are checked by hash, and a missing file
-    raises MissingError.
+    `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
+
+    `flow`, `codec`, `feature_space` return ready networks on `device`; a codec's passes are counted by `meter`; weights are
+    checked by hash, and a missing file raises MissingError.
     """
 
     name: str
@@ -245,6 +247,7 @@ class Suite(Protocol):
     feature_space_names: Sequence[str]
     data_options: Mapping[str, Any]
     training: Mapping[str, Mapping[str, Any]]
+    tuning: Mapping[str, Any]
     num_images: int
     num_samples: int
     batch_size: int
@@ -254,7 +257,7 @@ class Suite(Protocol):
 
     def task(self, name: str, options: Mapping[str, Any]) -> Task: ...
 
-    def codec(self, device: torch.device) -> Any: ...
+    def codec(self, device: torch.device, meter: Any) -> Any: ...
 
     def flow(self, device: torch.device) -> Any: ...
 
@@ -270,6 +273,9 @@ class Sampler(Protocol):
         Options: pydantic model of what `--set method.key=value` may change.
         weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity.
         meter: the `vfmbench.models.metering.Meter` that its networks' evaluations are counted by.
+
+    A class may also have `preset(name, method, task, suite) -> options`, a classmethod that gives options by name; without it,
+    the method has its defaults under every preset.
     """
 
     Options: ClassVar[type[BaseModel]]

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from vfmbench.config import dump, validate
 from vfmbench.interfaces import Dataset, FeatureSpace, MissingError, Options, Task
-from vfmbench.models.codecs import IdentityCodec
+from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.features import ClassifierFeatures
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
@@ -43,6 +43,7 @@ class SuiteDefinition(Options):
     batch_size: int = Field(ge=1, description="samples in one batch")
     tasks: dict[str, dict[str, Any]]
     training: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tuning: dict[str, Any] = Field(default_factory=dict)
 
 
 class WeightsOptions(Options):
@@ -64,7 +65,7 @@ class ImageSuite:
         self.image_shape, self.latent_shape = definition.image_shape, definition.latent_shape
         self.num_images, self.num_samples = definition.num_images, definition.num_samples
         self.batch_size = definition.batch_size
-        self.training = definition.training
+        self.training, self.tuning = definition.training, definition.tuning
         self.task_names = list(definition.tasks)
         self.feature_space_names = list(definition.feature_spaces)
         shipped = Path(str(files("vfmbench.assets"))) / definition.name
@@ -112,7 +113,7 @@ class ImageSuite:
             defaults[name] = values
         return classes, defaults
 
-    def codec(self, device: torch.device) -> IdentityCodec:
+    def codec(self, device: torch.device, meter: Meter) -> IdentityCodec | AutoencoderCodec:
         """Raises MissingError where the images' latents are those of Stable Diffusion's VAE."""
         if self._definition.codec == "sd_vae":
             raise MissingError(

@@ -180,4 +180,4 @@ def test_the_codec_of_imagenet256_is_not_there_yet():
     suite = suites.get("imagenet256")({})
     assert suite.latent_shape == (4, 32, 32)
     with pytest.raises(MissingError, match="Stable Diffusion's VAE"):
-        suite.codec(torch.device("cpu"))
+        suite.codec(torch.device("cpu"), None)

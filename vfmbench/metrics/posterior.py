@@ -71,6 +71,21 @@ def energy_score(truth: Tensor, samples: Tensor, *, fair: bool = False) -> Tenso
     return _combine(*energy_terms(truth, samples), samples.shape[1], fair)
 
 
+def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`feature_distance@space`: distance of a sample's L2-normalised features to the true image's, in [0, 2].
+
+    What LPIPS is to photographs, in the feature space of a suite whose images are too small for it.
+    """
+
+    def in_space(name: str) -> list[MetricValue]:
+        truth, samples = evaluation.features(name, normalised=True)
+        per_image = (samples - truth[:, None]).norm(dim=-1).mean(1)
+        settings = f"L2-normalised features; one sample, averaged over K={evaluation.num_samples} samples of an image"
+        return [mean_value(f"feature_distance@{name}", per_image, settings, evaluation.space(name))]
+
+    return in_each_space(evaluation, ["feature_distance"], in_space)
+
+
 def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
     """`diversity@pixel`: standard deviation of each pixel over an image's samples (unbiased variance), images in [-1, 1]."""
     count = evaluation.num_samples

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from vfmbench.interfaces import Measurement, UserError
 from vfmbench.models.metering import Meter
 
 
@@ -23,6 +25,24 @@ class FlowModel:
     def __init__(self, network: nn.Module, latent_shape: tuple[int, int, int], null_label: int | None, meter: Meter):
         self.network = network.eval().requires_grad_(False)
         self.latent_shape, self.null_label, self.meter = latent_shape, null_label, meter
+
+    def relabelled(self, measurement: Measurement, *, null: bool) -> Measurement:
+        """The measurement with the labels that the network is to be given: the images' own, or the null class for all.
+
+        Raises UserError for an image whose label the network does not know. A network without classes ignores labels.
+        """
+        if self.null_label is None:
+            return measurement
+        if null:
+            return replace(measurement, label=torch.full_like(measurement.label, self.null_label))
+        unknown = (measurement.label < 0) | (measurement.label >= self.null_label)
+        if unknown.any():
+            row = int(unknown.nonzero()[0])
+            raise UserError(
+                f"Image {int(measurement.index[row])} has the class label {int(measurement.label[row])}; this network's "
+                f"classes are 0 to {self.null_label - 1}; give labelled data or method.label=null."
+            )
+        return measurement
 
     def average_velocity(self, x: Tensor, t: float, r: float, label: Tensor) -> Tensor:
         """u(x, t, r), the average velocity over [r, t]: [B,c,h,w] -> [B,c,h,w]."""

@@ -14,9 +14,9 @@ ERR = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over images; yields update(done, planned)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+def progress(title: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over images, or another unit; yields update(done, planned)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR) as bars:
         bar = bars.add_task(title, total=None)
         yield lambda done, planned: bars.update(bar, completed=done, total=planned)

@@ -69,6 +69,19 @@ def run_table(run: Run) -> Table:
     return table
 
 
+def tuning_table(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
+    """What `vfmbench tune` chose, a row for each (method, task)."""
+    table = Table(title="Chosen on the validation split", title_justify="left")
+    for heading in ("task", "method", "options", "objective", "at the edge of the grid"):
+        table.add_column(heading)
+    for (method, task), entry in chosen.items():
+        scores = [trial["objective"] for trial in entry["trials"] if trial["objective"] is not None]
+        options = "none: no setting worked" if entry["options"] is None else str(entry["options"])
+        edge = ", ".join(entry["at_the_edge_of_the_grid"])
+        table.add_row(task, method, options, f"{min(scores):.4g}" if scores else "", edge)
+    return table
+
+
 def cost_line(run: Run) -> str:
     """Cost of one sample in a sentence, with the harness's own share of the sampling time."""
     cost = run.cost()

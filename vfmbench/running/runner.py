@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vfmbench.config import RUN_SECTIONS, RunConfig, RunIdentity, dump, validate
+from vfmbench.config import RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
 from vfmbench.interfaces import Dataset, Options, Sampler, Status, Suite, Task, UserError
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
@@ -31,6 +31,9 @@ from vfmbench.running.store import RunStore, Shard, measurement_hashes
 Progress = Callable[[int, int], None]
 
 LOG = logging.getLogger("vfmbench")
+
+DIVERGED_ABOVE = 100.0
+"""A sample with a pixel beyond this, on the scale of [-1, 1], or with one that is not a number has status `diverged`."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -92,7 +95,8 @@ def plan(config: RunConfig) -> Plan:
         raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.")
     suite: Suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
     task = suite.task(config.task, config.options.get("task", {}))
-    options = validate(sampler_class.Options, config.options.get("method", {}), "method.")
+    chosen = {**_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
+    options = validate(sampler_class.Options, chosen, "method.")
     metric_names = list(config.metrics) if config.metrics is not None else metric_registry.names()
     for name in metric_names:
         metric_registry.get(name)
@@ -133,6 +137,16 @@ def plan(config: RunConfig) -> Plan:
     )
 
 
+def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: Suite) -> Mapping[str, Any]:
+    """The method's options under the preset; none where the method has no presets."""
+    preset = getattr(sampler_class, "preset", None)
+    if preset is None:
+        return {}
+    if config.preset.endswith((".yaml", ".yml")):
+        return tuned_values(Path(config.preset), config.method, task, suite)
+    return preset(config.preset, config.method, task, suite)
+
+
 def _plugin_hashes(*classes: type) -> dict[str, str]:
     """SHA-256 of the source files of classes from outside this package: their code has no version that we know."""
     hashes = {}
@@ -167,14 +181,17 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
         names = list(plan.metric_names) if todo else _stale_metrics(plan.metric_names, store.metrics(), spaces)
         if todo or names:
             with _logging_to(store.directory / "log.txt"):
-                _work(plan, sampler, spaces, todo, names, note, progress or (lambda done, total: None))
+                note = _work(plan, sampler, spaces, todo, names, note, progress or (lambda done, total: None))
     return Run(store, Status.DONE, note)
 
 
 def _work(
     plan: Plan, sampler: Sampler, spaces: dict[str, Any], todo: list[int], names: list[str], note: str, progress: Progress
-) -> None:
-    """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it."""
+) -> str:
+    """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it.
+
+    Returns what to mind about the result: `note`, and whether the batch had to be made smaller.
+    """
     store, identity = plan.store, plan.identity
     store.write_config(identity)
     sessions = store.provenance().get("sessions", [])
@@ -197,7 +214,10 @@ def _work(
     if note:
         LOG.warning("%s", note)
     try:
-        _sample(plan, sampler, todo, len(sessions), progress)
+        session["batch_size"] = _sample(plan, sampler, todo, len(sessions), progress)
+        if session["batch_size"] < plan.batch_size:
+            smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
+            note = facts["note"] = "; ".join(filter(None, [note, smaller]))
         records = store.compile_tables(identity)
         evaluation, index = _evaluation(plan, records, spaces)
         values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
@@ -212,6 +232,7 @@ def _work(
     session["ended"] = _now()
     store.write_provenance({**facts, "status": Status.DONE, "cost": summarise(records)})
     LOG.info("done")
+    return note
 
 
 def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], spaces: dict[str, Any]) -> list[str]:
@@ -248,34 +269,58 @@ def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
     return truth, plan.task.measure(truth, label.to(plan.device), index, split_seed(plan.identity.split, plan.identity.seed))
 
 
-def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> None:
-    """Samples and stores the images at the given positions, batch by batch."""
+def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> int:
+    """Samples and stores the images at the given positions, batch by batch; returns the samples in a batch at the end."""
     planned, samples = plan.identity.num_images, plan.identity.samples
-    done, warm = planned - len(todo), False
-    progress(done, planned)
-    images_per_batch = max(1, plan.batch_size // samples)
-    for start in range(0, len(todo), images_per_batch):
-        batch = todo[start : start + images_per_batch]
-        done += len(batch)
+    rows, warm, waiting = plan.batch_size, False, list(todo)
+    progress(planned - len(waiting), planned)
+    while waiting:
+        batch = waiting[: max(1, rows // samples)]
         positions = plan.dataset.readable(batch)
-        if not positions:
-            continue
-        _, measurement = measure(plan, positions)
-        noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(samples)))
-        with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
-            images = sampler.sample(measurement, samples, noise).images
-        # The first batch of a process also pays for allocations and lazy initialisation.
-        cost |= {"first_batch": float(not warm), "session": session}
-        warm = True
-        plan.store.write_shard(_shard(images, measurement, cost))
-        progress(done, planned)
+        if positions:
+            try:
+                shard = _draw(plan, sampler, positions, rows)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or rows == 1:
+                    raise
+                # Results do not depend on the batch size, so the rest of the run takes a smaller one.
+                rows = min(rows, len(positions) * samples) // 2
+                LOG.warning("out of memory; going on with %d samples in a batch", rows)
+                torch.cuda.empty_cache()
+                continue
+            # The first batch of a process also pays for allocations and lazy initialisation.
+            shard.cost.update({"first_batch": float(not warm), "session": session})
+            warm = True
+            plan.store.write_shard(shard)
+        del waiting[: len(batch)]
+        progress(planned - len(waiting), planned)
     for position, message in plan.dataset.errors.items():
         LOG.warning("image %d left out: %s", position, message)
+    return rows
+
+
+def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shard:
+    """All samples of the images at the given positions, at most `rows` in a call of the sampler (for a single image)."""
+    samples = plan.identity.samples
+    _, measurement = measure(plan, positions)
+    parts = []
+    with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
+        for start in range(0, samples, samples if len(positions) > 1 else rows):
+            drawn = range(start, samples if len(positions) > 1 else min(samples, start + rows))
+            noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, drawn))
+            parts.append(sampler.sample(measurement, len(drawn), noise).images)
+    return _shard(torch.cat(parts, 1), measurement, cost)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The allocator of a CPU has no exception type of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _shard(images: Tensor, measurement: Any, cost: dict[str, float]) -> Shard:
     samples = images.shape[1]
-    finite = images.flatten(2).isfinite().all(2)
+    # NaN fails the comparison too.
+    finite = (images.flatten(2).abs() <= DIVERGED_ABOVE).all(2)
     stored = to_uint8(torch.nan_to_num(images))
     # The residual belongs to the image that metrics see, after rounding.
     residual = measurement.repeat(samples).normalised_residual(to_float(stored).flatten(0, 1)).unflatten(0, (-1, samples))

@@ -79,7 +79,8 @@ class FlowStage(Stage):
         images, label = dataset.load(range(len(dataset)))
         label = label.to(self.device)
         z = PhiloxNoise(0, f"flow/{split}", torch.arange(len(label), device=self.device)).normal(self.suite.latent_shape, 0)
-        flow = FlowModel(ema["flow"], self.suite.latent_shape, self.suite.num_classes, Meter(self.device))
+        meter = Meter(self.device)
+        flow = FlowModel(ema["flow"], self.suite.latent_shape, self.suite.num_classes, meter)
         samples = {"1": z - flow.average_velocity(z, 1.0, 0.0, label)}
         x, steps = z, 50
         for step in range(steps):
@@ -89,7 +90,7 @@ class FlowStage(Stage):
         once = torch.ones(1, len(truth), dtype=torch.float64)
         result = {}
         for key, latents in samples.items():
-            decoded = to_uint8(self.suite.codec(self.device).decode(latents))
+            decoded = to_uint8(self.suite.codec(self.device, meter).decode(latents))
             result[f"fid@{space_name}/steps={key}"] = frechet_distances(truth, space.features(decoded).double(), once).item()
             predicted = space.classify(decoded)
             if predicted is not None:

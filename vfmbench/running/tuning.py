@@ -1,0 +1,230 @@
+"""Chooses methods' options on the validation split: a grid of ordinary runs, one objective, a file with the evidence.
+
+Every trial is a run that is stored like any other, so that tuning resumes where it was stopped. A trial that leaves an
+image out (a diverged sample) cannot be chosen: it would win by dropping what is hard.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field
+
+from vfmbench.config import RunConfig, validate
+from vfmbench.files import replace_file
+from vfmbench.interfaces import Options, Status, UserError
+from vfmbench.provenance import git_commit
+from vfmbench.registry import load_plugin, suites, unknown_name
+from vfmbench.running.runner import plan, run
+
+
+class MethodGrid(Options):
+    """What is tried for one method: every combination of the values in `grid`, on top of `fixed`."""
+
+    grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
+    fixed: dict[str, Any] = Field(default_factory=dict)
+
+
+class TuningOptions(Options):
+    """Section `tuning` of a suite's YAML file."""
+
+    num_images: int = Field(64, ge=2, description="first images of the validation split")
+    samples: int = Field(4, ge=2, description="posterior samples of each")
+    seed: int = Field(0, ge=0)
+    objective: tuple[str, ...] = Field(min_length=1, description="values whose sum of logarithms is minimised")
+    metrics: tuple[str, ...] = Field(
+        min_length=1, description="registered metrics to compute; must give the objective's values"
+    )
+    tasks: tuple[str, ...] = Field(min_length=1)
+    methods: dict[str, MethodGrid] = Field(min_length=1)
+
+
+@dataclass
+class Trial:
+    """One setting of one method on one task, and its results once it has run."""
+
+    config: RunConfig
+    setting: dict[str, Any]
+    fixed: dict[str, Any]
+    values: dict[str, float] = field(default_factory=dict)
+    hash: str = ""
+    problem: str = ""
+
+    def score(self, objective: Sequence[str]) -> float:
+        """Sum of logarithms, so that metrics on different scales weigh alike; infinite for a trial that cannot be chosen."""
+        if self.problem or any(self.values.get(name, math.nan) <= 0 or name not in self.values for name in objective):
+            return math.inf
+        return sum(math.log(self.values[name]) for name in objective)
+
+
+def tune(
+    suite_name: str,
+    methods: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    options: Mapping[str, Mapping[str, Any]],
+    out: Path,
+    runs: Path,
+    workers: int,
+    plugins: Sequence[str] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Tunes methods on tasks and writes what it chose, with every trial, to `out` as soon as a method and task is finished.
+
+    Args:
+        methods, tasks: None for all that the suite's `tuning` section names.
+        options: sections `data` and `weights` of the suite, and `tuning`, overrides of its section.
+        runs: folder of the trials' run directories.
+        workers: processes, each with one thread.
+        progress: called as progress(trials done, trials).
+
+    Returns the entries written, by (method, task). Raises UserError for a suite without a `tuning` section, an unknown name or
+    a value that a method refuses, before any trial runs.
+    """
+    suite = suites.get(suite_name)({key: options.get(key, {}) for key in ("data", "weights")})
+    if not suite.tuning:
+        raise UserError(f"The suite {suite.name} says nothing about tuning: its YAML file has no section `tuning`.")
+    tuning = validate(TuningOptions, {**suite.tuning, **options.get("tuning", {})}, "tuning.")
+    methods = _known("method to tune", methods, tuning.methods)
+    tasks = _known("task to tune", tasks, tuning.tasks)
+    groups = {(method, task): _trials(suite_name, method, task, tuning, options, runs) for task in tasks for method in methods}
+    trials = [trial for group in groups.values() for trial in group]
+    for trial in trials:
+        plan(trial.config)
+    written: dict[tuple[str, str], dict[str, Any]] = {}
+    for done, _ in enumerate(_run_all(trials, workers, plugins), start=1):
+        progress(done, len(trials))
+        for (method, task), group in groups.items():
+            if (method, task) not in written and all(trial.values or trial.problem for trial in group):
+                written[method, task] = _entry(group, tuning)
+                _write(out, suite.name, method, task, written[method, task])
+    return written
+
+
+def _known(kind: str, names: Sequence[str] | None, allowed: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    for name in names or ():
+        if name not in allowed:
+            raise unknown_name(kind, name, allowed)
+    return list(names or allowed)
+
+
+def _trials(
+    suite: str, method: str, task: str, tuning: TuningOptions, options: Mapping[str, Mapping[str, Any]], runs: Path
+) -> list[Trial]:
+    grid = tuning.methods[method]
+    sections = {key: dict(options[key]) for key in ("data", "weights") if options.get(key)}
+    trials = []
+    for values in itertools.product(*grid.grid.values()):
+        setting = dict(zip(grid.grid, values, strict=True))
+        config = RunConfig(
+            method=method,
+            task=task,
+            suite=suite,
+            split="validation",
+            num_images=tuning.num_images,
+            samples=tuning.samples,
+            seed=tuning.seed,
+            options={**sections, "method": {**grid.fixed, **setting}},
+            metrics=tuning.metrics,
+            out=runs,
+        )
+        trials.append(Trial(config, setting, grid.fixed))
+    return trials
+
+
+def _run_all(trials: Sequence[Trial], workers: int, plugins: Sequence[str]) -> Iterator[Trial]:
+    """Runs trials in parallel and yields each as it finishes."""
+    # A forked process would inherit the parent's thread pools in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(trials)), context, initializer=_start_worker, initargs=(tuple(plugins),))
+    try:
+        waiting: dict[Future[Any], Trial] = {pool.submit(_run_trial, trial.config): trial for trial in trials}
+        for future in as_completed(waiting):
+            trial = waiting[future]
+            trial.values, trial.hash, trial.problem = future.result()
+            yield trial
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(plugins: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    for path in plugins:
+        load_plugin(path)
+
+
+def _run_trial(config: RunConfig) -> tuple[dict[str, float], str, str]:
+    """Metric values by name, the run's hash, and why the trial cannot be chosen (empty if it can)."""
+    try:
+        result = run(config)
+        if result.status != Status.DONE:
+            return {}, "", result.note
+        rows = [row for row in result.results().metrics() if row["value"] is not None]
+        left_out = [row["n"] for row in rows if row["metric"] != "cost" and row["n"] < (config.num_images or 0)]
+        problem = f"only {min(left_out)} of {config.num_images} images without a diverged sample" if left_out else ""
+        values = {row["name"]: row["value"] for row in rows}
+        return values, result.results().config()["hash"], problem
+    except UserError:
+        raise
+    except Exception as error:  # a setting that breaks its method is one of the things that a grid finds out
+        return {}, "", f"{type(error).__name__}: {error}"
+
+
+def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
+    """The choice for one method and task, with the evidence; `options` is None if no setting can be chosen."""
+    scored = [(trial.score(tuning.objective), trial) for trial in group]
+    best_score, best = min(scored, key=lambda pair: pair[0])
+    eligible = not math.isinf(best_score)
+    psnr_best = max(group, key=lambda trial: trial.values.get("psnr", -math.inf))
+    grid = tuning.methods[best.config.method].grid
+    return {
+        "options": {**best.fixed, **best.setting} if eligible else None,
+        "at_the_edge_of_the_grid": [name for name, values in grid.items() if eligible and _at_edge(best.setting[name], values)],
+        "best_psnr": psnr_best.setting if "psnr" in psnr_best.values else None,
+        "objective": "minimise " + " + ".join(f"log {name}" for name in tuning.objective),
+        "protocol": {"split": "validation", "num_images": tuning.num_images, "samples": tuning.samples, "seed": tuning.seed},
+        "grid": {name: list(values) for name, values in grid.items()},
+        "trials": [
+            {
+                **trial.setting,
+                "objective": None if math.isinf(score) else round(score, 4),
+                **{name: float(f"{value:.5g}") for name, value in trial.values.items() if name in _shown(tuning)},
+                "run": trial.hash,
+                **({"problem": trial.problem} if trial.problem else {}),
+            }
+            for score, trial in scored
+        ],
+        "command": " ".join(["vfmbench", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+    }
+
+
+def _shown(tuning: TuningOptions) -> set[str]:
+    return {*tuning.objective, "psnr", "psnr_mean", "residual", "seconds_per_sample"}
+
+
+def _at_edge(value: Any, values: Sequence[Any]) -> bool:
+    """Whether an ordered option of at least three values was best at its first or last one."""
+    ordered = len(values) > 2 and all(isinstance(other, int | float) for other in values)
+    return ordered and value in (min(values), max(values))
+
+
+def _write(path: Path, suite: str, method: str, task: str, entry: dict[str, Any]) -> None:
+    """Puts one entry into the file and leaves the others as they are."""
+    content = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
+    if content.get("suite") != suite:
+        raise UserError(f"--out: {path} belongs to the suite {content.get('suite')!r}, not {suite!r}.")
+    content["methods"].setdefault(method, {})[task] = entry
+    content["methods"] = {name: dict(sorted(tasks.items())) for name, tasks in sorted(content["methods"].items())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.dump(content, sort_keys=False, width=200, default_flow_style=None)
+    replace_file(path, text.encode())
