@@ -7,10 +7,10 @@ All norms and losses are per sample: a sample's result does not depend on its ba
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -127,7 +127,7 @@ def time_grid(steps: int, shift: float = 1.0) -> Iterator[tuple[float, float]]:
     """(t, next t) from 1 to 0, uniform before the shift."""
     nodes = [1 - step / steps for step in range(steps + 1)]
     shifted = [shift * t / (1 + (shift - 1) * t) for t in nodes]
-    return pairwise(shifted)
+    return itertools.pairwise(shifted)
 
 
 class Solver:
@@ -203,10 +203,19 @@ class Solver:
         return decode_vjp(gradient), residual_norm
 
 
-def draws(noise: NoiseSource, shape: tuple[int, ...]) -> Draw:
-    """Fresh standard normal numbers [rows, *shape] at every call, the same sequence for a row whatever its batch."""
-    counter = iter(range(2**31))
-    return lambda: noise.normal(shape, next(counter))
+def draws(noise: NoiseSource, shape: tuple[int, ...], at_once: int = 1) -> Draw:
+    """Fresh standard normal numbers [rows, *shape] at every call, the same sequence for a row whatever its batch.
+
+    Args:
+        at_once: how many to generate together: counter-based generators cost many small operations a call.
+    """
+
+    def numbers() -> Iterator[Tensor]:
+        for block in itertools.count():
+            yield from noise.normal((at_once, *shape), block).unbind(1)
+
+    stream = numbers()
+    return lambda: next(stream)
 
 
 class GuidanceSampler(Solver):

@@ -7,6 +7,7 @@ variance-exploding form, sigma = t / (1-t).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from vfmbench.interfaces import Measurement, NoiseSource
 
 _FIRST_POWER_ITERATIONS, _POWER_ITERATIONS = 8, 2
 _FINITE_DIFFERENCE = 1e-2
+_NUMBERS_AT_ONCE = 2**12
 
 
 def noise_levels(first: float, last: float, count: int) -> list[float]:
@@ -67,7 +69,8 @@ class LatentDAPS(Solver):
 
     def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
         options = self.options
-        draw = draws(noise, self.flow.latent_shape)
+        size = math.prod(self.flow.latent_shape)
+        draw = draws(noise, self.flow.latent_shape, at_once=max(1, _NUMBERS_AT_ONCE // size))
         # As published, the grid ends one step below the last level, whose successor is zero.
         levels = [*noise_levels(options.sigma_max, 0.1, options.steps + 1)[:-1], 0.0]
         x = levels[0] / (1 + levels[0]) * draw()
