@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.config import tuned_values
-from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task, UserError
+from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
 from vfmbench.registry import unknown_name
@@ -235,9 +235,3 @@ class GuidanceSampler(Solver):
             step = self.step(x, t, t_next, measurement, draw)
             x = step.state
             yield step
-
-
-def require_encoder(solver: Solver, name: str) -> None:
-    """Raises UserError where the suite's codec cannot encode."""
-    if not solver.codec.has_encoder:
-        raise UserError(f"{name} compares latents with re-encoded images, and this suite's codec has no encoder.")

@@ -46,7 +46,7 @@ class LatentDAPS(Solver):
         ode_sigma_min: float = Field(1e-3, gt=0, lt=0.1, description="where each ODE ends")
         likelihood_std: float | None = Field(0.01, gt=0, description="tau; null: the measurement's own noise level")
         likelihood_weight: float = Field(1.0, ge=0, description="kappa; the released latent code has 2")
-        step_size: float = Field(0.3, ge=0, lt=2, description="alpha: eta_0 = alpha tau^2 / (kappa lambda_max), stable below 2")
+        step_size: float = Field(0.3, ge=0, lt=2, description="alpha: eta_0 = alpha / (1 / sigma^2 + kappa lambda_max / tau^2)")
         learning_rate: float | None = Field(None, gt=0, description="eta_0 itself, instead of step_size")
         decay: float = Field(
             0.01, gt=0, le=1, description="delta: eta falls linearly from eta_0 to delta eta_0 over the levels"
@@ -74,11 +74,14 @@ class LatentDAPS(Solver):
         # As published, the grid ends one step below the last level, whose successor is zero.
         levels = [*noise_levels(options.sigma_max, 0.1, options.steps + 1)[:-1], 0.0]
         x = levels[0] / (1 + levels[0]) * draw()
-        direction: Tensor | None = None
+        curvature, direction = x.new_zeros(len(x)), None
         for k, (sigma, sigma_next) in enumerate(pairwise(levels)):
             clean = self.clean_by_ode(x, sigma, measurement.label)
-            eta, direction = self._learning_rate(clean, measurement, direction)
-            eta = eta * (1 + k / (options.steps + 1) * (options.decay - 1))
+            if options.learning_rate is None:
+                found, direction = self._largest_curvature(clean, measurement, direction)
+                # The clean estimate wanders within a level, so what another level found still bounds the step.
+                curvature = torch.maximum(curvature, found)
+            eta = self._learning_rate(curvature, sigma, measurement) * (1 + k / (options.steps + 1) * (options.decay - 1))
             theta = self.langevin(clean, sigma, per_sample(eta, clean), measurement, draw)
             t_next = sigma_next / (1 + sigma_next)
             x = interpolate(theta, draw(), t_next) if sigma_next > 0 else theta
@@ -111,23 +114,24 @@ class LatentDAPS(Solver):
         variance = measurement.noise_std.square().flatten(1).mean(1)
         return variance.sqrt().expand(len(measurement)).reshape(-1, 1, 1, 1)
 
-    def _learning_rate(self, clean: Tensor, measurement: Measurement, direction: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """eta_0 of each row, [B], and the direction to refine it from at the next level."""
+    def _learning_rate(self, curvature: Tensor, sigma: float, measurement: Measurement) -> Tensor:
+        """eta_0 of each row, [B]; a step on a quadratic of this curvature is stable for step_size < 2."""
         if self.options.learning_rate is not None:
-            return clean.new_full((len(clean),), self.options.learning_rate), None
-        curvature, direction = self._largest_curvature(clean, measurement, direction)
-        bound = self._likelihood_std(measurement).flatten() ** 2 / (self.options.likelihood_weight * curvature).clamp_min(1e-12)
-        return self.options.step_size * bound, direction
+            return torch.full_like(curvature, self.options.learning_rate)
+        likelihood = self.options.likelihood_weight * curvature / self._likelihood_std(measurement).flatten() ** 2
+        return self.options.step_size / (1 / sigma**2 + likelihood)
 
     def _largest_curvature(self, z: Tensor, measurement: Measurement, direction: Tensor | None) -> tuple[Tensor, Tensor]:
         """Largest eigenvalue of J^T A^T A J, J = dD/dz, for each row by power iteration, [B], and its direction.
 
-        A J u is a finite difference, which needs no forward-mode derivative of the decoder. The first call starts from the
-        gradient of the data term, whose entries along flat directions are small; later calls refine the last direction.
+        A J u is a finite difference, which needs no forward-mode derivative of the decoder. Without a direction from before, or
+        in rows where it has come to lie in the null space, the iteration starts from the gradient of the data term.
         """
         iterations = _FIRST_POWER_ITERATIONS if direction is None else _POWER_ITERATIONS
-        if direction is None:
-            direction = unit(self.clean_gradient(z, measurement)[0])
+        direction = torch.zeros_like(z) if direction is None else direction
+        lost = norms(direction) == 0
+        if lost.any():
+            direction = torch.where(per_sample(lost, z), unit(self.clean_gradient(z, measurement)[0]), direction)
         curvature = z.new_zeros(len(z))
         for _ in range(iterations):
             moved = measurement.residual(self.codec.decode(z + _FINITE_DIFFERENCE * direction))

@@ -20,11 +20,10 @@ from vfmbench.baselines.guidance import (
     GuidanceSampler,
     Step,
     per_sample,
-    require_encoder,
     smooth_norms,
     unit,
 )
-from vfmbench.interfaces import Measurement, Suite
+from vfmbench.interfaces import Measurement, Suite, UserError
 
 
 class PSLD(GuidanceSampler):
@@ -48,7 +47,8 @@ class PSLD(GuidanceSampler):
 
     def __init__(self, suite: Suite, options: Options, device: torch.device):
         super().__init__(suite, options, device)
-        require_encoder(self, "PSLD")
+        if not self.codec.has_encoder:
+            raise UserError("PSLD compares latents with re-encoded images, and this suite's codec has no encoder.")
 
     @classmethod
     def original(cls, problem: str) -> Mapping[str, Any]:
