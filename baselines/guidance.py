@@ -119,7 +119,8 @@ def directed(gradient: Tensor, residual_norm: Tensor, rule: Rule) -> Tensor:
     if rule == "unit":
         return unit(gradient)
     if rule == "sign":
-        return gradient.sign()
+        # The sign of NaN is 0, which would pass a broken sample off as an unguided one.
+        return gradient.sign() + 0 * gradient
     return gradient / per_sample(residual_norm.clamp_min(1e-12), gradient)
 
 

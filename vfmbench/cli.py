@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--task", required=True)
     preview.set_defaults(handler=_preview)
 
+    bench = commands.add_parser("bench", parents=[running], help="latency, throughput, memory, FLOPs of methods; timing only")
+    bench.add_argument("--methods", metavar="A,B", help="default: all")
+    bench.add_argument("--task", help="default: the suite's first")
+    bench.add_argument("--largest-batch", type=int, default=256, metavar="N", help="where the search stops (default: 256)")
+    bench.set_defaults(handler=_bench)
+
     train = commands.add_parser("train", parents=[common], help="train one stage of a suite's networks, or all")
     train.add_argument("stage", help="features, flow, frozen_adapter, vfm or all")
     train.add_argument("--suite", default="digits")
@@ -84,6 +90,34 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     train.add_argument("--fresh", action="store_true", help="start over instead of resuming")
     train.set_defaults(handler=_train)
+
+    metrics = commands.add_parser(
+        "metrics", parents=[common], help="score stored samples, or a folder of images against the true ones, without sampling"
+    )
+    metrics.add_argument("samples", metavar="DIR", help="a run directory, or a folder of images (then with --reference)")
+    metrics.add_argument(
+        "--reference",
+        metavar="FOLDER",
+        help="the true images, of the same names; DIR may hold a folder NAME of several samples in place of an image NAME",
+    )
+    metrics.add_argument("--metrics", metavar="A,B", help="only these metrics (default: all)")
+    metrics.add_argument(
+        "--features",
+        metavar="A,B",
+        help="feature spaces, with --reference: inception, dino (default: all whose weights are there)",
+    )
+    metrics.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="weights.*, and data.* of a run's suite",
+    )
+    metrics.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    metrics.add_argument("--out", metavar="FILE", help="with --reference: also write the JSON document to this file")
+    metrics.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+    metrics.set_defaults(handler=_metrics)
 
     tune = commands.add_parser("tune", parents=[common], help="choose methods' options on the validation split")
     tune.add_argument("--suite", default="digits")
@@ -96,6 +130,21 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--runs", default="results/tuning", metavar="DIR", help="the trials' runs (default: results/tuning)")
     tune.add_argument("--workers", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
     tune.set_defaults(handler=_tune)
+
+    table = commands.add_parser("table", parents=[common], help="tables from stored runs, one for each task; runs no model")
+    table.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or folders above them")
+    table.add_argument("--tasks", metavar="A,B", help="default: all")
+    table.add_argument("--methods", metavar="C,D", help="also their order (default: all)")
+    table.add_argument("--reference", metavar="METHOD", help="test every method against this one (or a run's hash)")
+    table.add_argument("--format", default="text", choices=["text", "markdown", "latex"])
+    table.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    table.set_defaults(handler=_table)
+
+    figure = commands.add_parser("figure", parents=[common], help="a figure from stored runs; runs no model")
+    figure.add_argument("kind", choices=["calibration"])
+    figure.add_argument("folders", nargs="+", metavar="DIR", help="runs of one task, or folders above them")
+    figure.add_argument("--out", metavar="FILE.png", help="default: calibration.png in the folder that the runs have in common")
+    figure.set_defaults(handler=_figure)
 
     listing = commands.add_parser("list", parents=[common], help="what is installed")
     listing.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])
@@ -118,6 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"vfmbench: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; closing it again at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("vfmbench: interrupted; what was finished is saved, the same command (without --fresh) resumes.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -184,7 +237,7 @@ def _run(options: argparse.Namespace) -> int:
         return UserError.exit_code
     picture = grid.posterior_grid(checked)
     if not options.json:
-        console.OUT.print(tables.run_table(result))
+        _print_metrics(tables.run_table(result), result.results().metrics())
         console.OUT.print(
             f"{tables.cost_line(result)}\nSamples, records and metrics: {result.results().directory}\nPicture: {picture}"
         )
@@ -194,22 +247,41 @@ def _run(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from vfmbench.interfaces import Status
     from vfmbench.registry import samplers, suites
-    from vfmbench.reporting import console, tables
+    from vfmbench.reporting import console, grid, rendering, tables
+    from vfmbench.reporting.comparison import compare
 
     methods = _split(options.methods) or samplers.names()
     tasks = _split(options.tasks) or list(suites.get(options.suite)({}).task_names)
     pairs = [(method, task) for task in tasks for method in methods]
     cells = [_checked_cell(config) for config in _configs(options, pairs)]
     results: dict[str, dict[str, Any]] = {}
-    for (method, task), cell in zip(pairs, cells, strict=True):
-        results.setdefault(task, {})[method] = _run_cell(method, task, cell)
+    pictures = []
+    for task in tasks:
+        row = {method: cell for (method, other), cell in zip(pairs, cells, strict=True) if other == task}
+        results[task] = {method: _run_cell(method, task, cell) for method, cell in row.items()}
+        finished = [cell for method, cell in row.items() if results[task][method].status == Status.DONE]
+        if finished:
+            pictures.append(grid.comparison_grid(finished))
     if options.json:
         print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
     else:
         for task, row in results.items():
-            console.OUT.print(tables.comparison_table(task, row))
-        console.OUT.print(tables.COMPARISON_NOTE)
+            entries = [_entry(method, result) for method, result in row.items()]
+            first = next((entry.heading for entry in entries if entry.run is not None), None)
+            console.OUT.print(rendering.to_text(compare(task, entries, first)))
+        console.OUT.print(f"{rendering.legend('the first finished method')} {tables.comparison_note(options.preset)}")
+        console.OUT.print("\n".join(f"Picture: {path}" for path in pictures))
     return EXIT_FAILED if any(run.status == Status.FAILED for row in results.values() for run in row.values()) else 0
+
+
+def _entry(method: str, result: Any) -> Any:
+    """The column of a comparison for one run."""
+    from vfmbench.interfaces import Status
+    from vfmbench.reporting.comparison import Entry
+    from vfmbench.reporting.stored import StoredRun
+
+    stored = StoredRun.read(result.results()) if result.status == Status.DONE else None
+    return Entry(method, result.status, result.note, stored)
 
 
 def _checked_cell(config: Any) -> Any:
@@ -244,12 +316,76 @@ def _run_cell(method: str, task: str, cell: Any) -> Any:
         return Run(cell.store, Status.FAILED, f"{type(error).__name__}: {error}")
 
 
+def _table(options: argparse.Namespace) -> int:
+    from vfmbench.reporting import console, rendering
+    from vfmbench.reporting.comparison import tables_of
+
+    folders = [Path(folder) for folder in options.folders]
+    comparisons = tables_of(folders, _split(options.tasks), _split(options.methods), options.reference)
+    if options.json:
+        print(json.dumps([rendering.document(comparison) for comparison in comparisons]))
+        return 0
+    for comparison in comparisons:
+        rendered = rendering.FORMATS[options.format](comparison)
+        if isinstance(rendered, str):
+            print(f"{rendered}\n")
+        else:
+            console.OUT.print(rendered)
+    legend = rendering.legend(options.reference)
+    print(f"% {legend}" if options.format == "latex" else legend)
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from vfmbench.reporting.calibration import calibration_figure
+
+    print(calibration_figure([Path(folder) for folder in options.folders], options.out and Path(options.out)))
+    return 0
+
+
 def _preview(options: argparse.Namespace) -> int:
     from vfmbench.reporting import grid
     from vfmbench.running.runner import plan
 
     checked = plan(_configs(options, [("adjoint", options.task)])[0])
     print(grid.task_preview(checked))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from vfmbench.registry import samplers, suites
+    from vfmbench.reporting import console, tables
+    from vfmbench.running.bench import bench, matrix_rate
+    from vfmbench.running.runner import choose_device
+
+    if options.largest_batch < 1:
+        raise UserError(f"--largest-batch takes a whole number of at least 1, got {options.largest_batch}.")
+    methods = _split(options.methods) or samplers.names()
+    task = options.task or suites.get(options.suite)({}).task_names[0]
+    cells = [_checked_cell(config) for config in _configs(options, [(method, task) for method in methods])]
+    rate = matrix_rate(choose_device(options.device))
+    costs, notes = {}, {}
+    with console.progress(f"timing on {task}", "methods") as update:
+        for done, (method, cell) in enumerate(zip(methods, cells, strict=True)):
+            update(done, len(methods))
+            try:
+                if isinstance(cell, MissingError):
+                    raise cell
+                supported, reason = cell.sampler_class.supports(cell.task, cell.suite)
+                if not supported:
+                    raise UserError(reason)
+                costs[method] = bench(cell, rate, options.largest_batch)
+            except UserError as error:
+                notes[method] = str(error)
+        update(len(methods), len(methods))
+    if options.json:
+        print(json.dumps({"costs": {method: asdict(cost) for method, cost in costs.items()}, "left_out": notes}))
+    else:
+        console.OUT.print(tables.bench_table(f"{options.suite}, {task}", costs, rate))
+        for method, note in notes.items():
+            console.OUT.print(f"{method} is left out: {note}")
     return 0
 
 
@@ -269,6 +405,60 @@ def _train(options: argparse.Namespace) -> int:
     train(options.stage, built, overrides, out, choose_device(options.device), options.fresh, console.ERR)
     print(f"Weights: {out} (use them with --set weights.path={out})")
     return 0
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from vfmbench.config import parse_overrides
+    from vfmbench.reporting import console, tables
+    from vfmbench.running.runner import choose_device
+    from vfmbench.running.scoring import score_run
+
+    if options.reference is not None:
+        return _folder_metrics(options)
+    for name in ("features", "out"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} goes with --reference; a run has its suite's feature spaces and its own directory.")
+    overrides = parse_overrides(options.overrides, ["data", "weights"])
+    result = score_run(Path(options.samples), _split(options.metrics), overrides, choose_device(options.device))
+    if result.note:
+        print(f"vfmbench: {result.note}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(tables.run_document(result)))
+    else:
+        _print_metrics(tables.run_table(result), result.results().metrics())
+        console.OUT.print(f"Metrics: {result.results().directory}")
+    return 0
+
+
+def _folder_metrics(options: argparse.Namespace) -> int:
+    from vfmbench.config import parse_overrides, validate
+    from vfmbench.files import file_to_write, replace_file
+    from vfmbench.models.external import ExternalPaths
+    from vfmbench.reporting import tables
+    from vfmbench.running.runner import choose_device
+    from vfmbench.running.scoring import score_folders
+
+    paths = validate(ExternalPaths, parse_overrides(options.overrides, ["weights"]).get("weights", {}), "weights.")
+    out = None if options.out is None else file_to_write(Path(options.out))
+    folders = Path(options.samples), Path(options.reference)
+    scores = score_folders(*folders, _split(options.features), _split(options.metrics), paths, choose_device(options.device))
+    document = json.dumps(tables.folder_document(scores))
+    if out is not None:
+        replace_file(out, document.encode())
+    if options.json:
+        print(document)
+    else:
+        _print_metrics(tables.folder_table(scores), scores.rows)
+    return 0
+
+
+def _print_metrics(table: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """The table, and below it why metrics are missing: whole, and without line breaks in commands to copy."""
+    from vfmbench.reporting import console, tables
+
+    console.OUT.print(table)
+    for line in tables.missing_reasons(rows):
+        console.OUT.print(line, soft_wrap=True, markup=False)
 
 
 def _tune(options: argparse.Namespace) -> int:

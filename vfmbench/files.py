@@ -25,6 +25,13 @@ def replace_file(path: Path, write: bytes | Callable[[Path], None]) -> None:
     temporary.replace(path)
 
 
+def file_to_write(path: Path) -> Path:
+    """The path itself. Raises UserError if no file can be written there, which is better learnt before the work."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out: cannot write to {path}.")
+    return path
+
+
 @contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
     """Creates `directory` and holds it for one process; the lock ends with the process, however it ends.

@@ -11,6 +11,7 @@ Conventions that hold everywhere:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -142,8 +143,18 @@ class Measurement:
     def normalised_residual(self, images: Tensor) -> Tensor:
         """Root mean square of (A x - y) / noise_std over the observed entries, [B]; about 1 for the true image."""
         squared = (self.residual(images) / self.noise_std).square()
-        count = torch.ones_like(self.y) if self.operator.observed is None else self.operator.observed.expand_as(self.y)
-        return (squared.flatten(1).sum(1) / count.flatten(1).sum(1).clamp_min(1)).sqrt()
+        return (squared.flatten(1).sum(1) / self._observed().flatten(1).sum(1).clamp_min(1)).sqrt()
+
+    def log_likelihood(self, images: Tensor) -> Tensor:
+        """log p(y | x) of Gaussian noise in nats, summed over the observed entries, [B]."""
+        squared = (self.residual(images) / self.noise_std).square()
+        entries = -0.5 * (squared + math.log(2 * math.pi) + 2 * self.noise_std.log())
+        return (entries * self._observed()).flatten(1).sum(1)
+
+    def _observed(self) -> Tensor:
+        """1 where an entry of y carries signal, 0 elsewhere; in y's shape."""
+        observed = self.operator.observed
+        return torch.ones_like(self.y) if observed is None else observed.expand_as(self.y).to(self.y)
 
 
 class Task(Protocol):
@@ -215,16 +226,31 @@ class Dataset(Protocol):
 
 
 class FeatureSpace(Protocol):
-    """An image embedding that metrics are computed in; its name stands in the metric's column, e.g. `fid@digitnet`."""
+    """An image embedding that metrics are computed in; its name stands in the metric's column, e.g. `fid@digitnet`.
+
+    `settings` says what the features are, and opens the settings of every metric in this space.
+    """
 
     name: str
     weights_sha256: str
+    settings: str
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [N,C,H,W] -> float32 [N,d]."""
 
     def classify(self, images: Tensor) -> Tensor | None:
         """Predicted class, int64 [N], or None if the space has no classifier."""
+
+
+class PerceptualDistance(Protocol):
+    """A learned distance between two images; its name is the metric's. `settings` says what it is."""
+
+    name: str
+    weights_sha256: str
+    settings: str
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Float32 images [N,C,H,W] in [-1, 1], row by row -> float32 [N]."""
 
 
 class Suite(Protocol):
@@ -235,8 +261,8 @@ class Suite(Protocol):
 
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
 
-    `flow`, `codec`, `feature_space` return ready networks on `device`; a codec's passes are counted by `meter`; weights are
-    checked by hash, and a missing file raises MissingError.
+    `flow`, `codec`, `feature_space`, `perceptual` return ready networks on `device`; a codec's passes are counted by `meter`;
+    weights are checked by hash, and a missing file raises MissingError.
     """
 
     name: str
@@ -245,6 +271,7 @@ class Suite(Protocol):
     num_classes: int
     task_names: Sequence[str]
     feature_space_names: Sequence[str]
+    perceptual_names: Sequence[str]
     data_options: Mapping[str, Any]
     training: Mapping[str, Mapping[str, Any]]
     tuning: Mapping[str, Any]
@@ -264,6 +291,8 @@ class Suite(Protocol):
     def with_weights(self, path: Path) -> Self: ...
 
     def feature_space(self, name: str, device: torch.device) -> FeatureSpace: ...
+
+    def perceptual(self, name: str, device: torch.device) -> PerceptualDistance: ...
 
 
 class Sampler(Protocol):
@@ -306,8 +335,9 @@ class MetricValue:
         per_image: the values that `value` is the mean of, float64 [n], for paired comparisons.
         replicates: for a statistic of the whole set, its values on bootstrap resamples, float64 [R], for paired comparisons:
             every run of n images is resampled alike.
+        curves: what each image adds to a curve that belongs to the metric, float64 [n,k], for figures.
 
-    `per_image` and `replicates` are stored as tables beside metrics.json.
+    `per_image`, `replicates` and `curves` are stored as tables beside metrics.json.
     """
 
     name: str
@@ -321,3 +351,4 @@ class MetricValue:
     reason: str | None = None
     per_image: Tensor | None = field(default=None, compare=False, repr=False)
     replicates: Tensor | None = field(default=None, compare=False, repr=False)
+    curves: Tensor | None = field(default=None, compare=False, repr=False)

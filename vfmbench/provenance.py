@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,23 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("vfmbench", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
+PACKAGES = (
+    "vfmbench",
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "safetensors",
+    "lpips",
+    "torch-fidelity",
+    "timm",
+)
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @cache

@@ -13,11 +13,13 @@ import yaml
 from pydantic import Field
 
 from vfmbench.config import dump, validate
-from vfmbench.interfaces import Dataset, FeatureSpace, MissingError, Options, Task
+from vfmbench.interfaces import Dataset, FeatureSpace, MissingError, Options, PerceptualDistance, Task, UserError
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
-from vfmbench.models.features import ClassifierFeatures
+from vfmbench.models.external import FILES, ExternalPaths
+from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, external_space
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
+from vfmbench.models.perceptual import perceptual_distance
 from vfmbench.models.sit import SiT
 from vfmbench.models.weights import WeightStore
 from vfmbench.registry import tasks as task_registry
@@ -37,7 +39,10 @@ class SuiteDefinition(Options):
     latent_shape: tuple[int, int, int]
     codec: Literal["identity", "sd_vae"] = "identity"
     num_classes: int = Field(ge=0)
-    feature_spaces: dict[str, str] = Field(default_factory=dict, description="feature space -> name of its weights")
+    feature_spaces: dict[str, str] = Field(
+        default_factory=dict, description="feature space -> name of its weights, the suite's own or external ones"
+    )
+    perceptual: list[str] = Field(default_factory=list, description="perceptual distances")
     num_images: int = Field(ge=1)
     num_samples: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="samples in one batch")
@@ -46,7 +51,7 @@ class SuiteDefinition(Options):
     tuning: dict[str, Any] = Field(default_factory=dict)
 
 
-class WeightsOptions(Options):
+class WeightsOptions(ExternalPaths):
     path: Path | None = Field(None, description="directory of other weights than the shipped ones")
 
 
@@ -59,7 +64,7 @@ class ImageSuite:
 
     def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
         self._definition, self._load = definition, load
-        self._data = data
+        self._data, self._weights = data, weights
         self.data_options = dump(data)
         self.name, self.num_classes = definition.name, definition.num_classes
         self.image_shape, self.latent_shape = definition.image_shape, definition.latent_shape
@@ -67,7 +72,11 @@ class ImageSuite:
         self.batch_size = definition.batch_size
         self.training, self.tuning = definition.training, definition.tuning
         self.task_names = list(definition.tasks)
-        self.feature_space_names = list(definition.feature_spaces)
+        self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
+        networks = {*definition.feature_spaces.values(), *definition.perceptual}
+        for name in FILES:
+            if weights.path_of(name) is not None and name not in networks:
+                raise UserError(f"weights.{name}: the suite {definition.name} has no use for this file.")
         shipped = Path(str(files("vfmbench.assets"))) / definition.name
         if not definition.training:
             hint = f"The suite {self.name} has no networks yet; methods without any (pinv, adjoint) run."
@@ -80,7 +89,7 @@ class ImageSuite:
 
     def with_weights(self, path: Path) -> ImageSuite:
         """The same suite on the weights in `path`."""
-        return ImageSuite(self._definition, self._load, self._data, WeightsOptions(path=path))
+        return ImageSuite(self._definition, self._load, self._data, self._weights.model_copy(update={"path": path}))
 
     def dataset(self, split: str) -> Dataset:
         if split not in self._datasets:
@@ -131,7 +140,14 @@ class ImageSuite:
     def feature_space(self, name: str, device: torch.device) -> FeatureSpace:
         if name not in self._definition.feature_spaces:
             raise unknown_name("feature space", name, self.feature_space_names)
+        if name in EXTERNAL_SPACES:
+            return external_space(name, self._weights, device)
         return ClassifierFeatures(name, self.weights.load(self._definition.feature_spaces[name]), device)
+
+    def perceptual(self, name: str, device: torch.device) -> PerceptualDistance:
+        if name not in self.perceptual_names:
+            raise unknown_name("perceptual distance", name, self.perceptual_names)
+        return perceptual_distance(name, self._weights, device)
 
 
 def _build(

@@ -15,6 +15,7 @@ class PixelSpace:
     """The first `dimension` pixels, shifted and scaled, as features; the class is the brighter half of them."""
 
     weights_sha256 = "0" * 64
+    settings = ""
 
     def __init__(self, name: str = "pixels", dimension: int = 6):
         self.name = name

@@ -4,9 +4,11 @@ import math
 import pytest
 
 from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.metrics.calibration import calibration, spread_skill, tarp
 from vfmbench.metrics.compute import compute_metrics
-from vfmbench.metrics.distribution import fid, kid, mmd
+from vfmbench.metrics.frechet import fid
 from vfmbench.metrics.image import psnr, ssim
+from vfmbench.metrics.kernels import kid, mmd
 from vfmbench.metrics.posterior import classifier_agreement, crps, diversity, residual
 
 ALL = {
@@ -19,6 +21,9 @@ ALL = {
     "classifier_agreement": classifier_agreement,
     "residual": residual,
     "diversity": diversity,
+    "calibration": calibration,
+    "tarp": tarp,
+    "spread_skill": spread_skill,
 }
 
 
@@ -77,6 +82,22 @@ def test_small_sets_give_finite_numbers_or_reasons(make_set, pixel_space, n, cou
         assert value.n == (0 if value.value is None else n)
         assert all(number is None or math.isfinite(number) for number in (value.value, value.low, value.high))
         assert (value.low is None) == (value.high is None) == (value.value is None or n == 1)
+
+
+def test_a_value_that_is_missing_in_a_space_that_is_there_names_its_weights(make_set, pixel_space):
+    evaluation = make_set(1, feature_spaces={"pixels": pixel_space(), "inception": "no weights"})
+    found = {value.name: value for value in compute_metrics(evaluation, {"fid": fid})}
+    assert found["fid@pixels"].value is found["fid@inception"].value is None
+    assert found["fid@pixels"].feature_weights_sha256 == pixel_space.weights_sha256
+    assert found["fid@inception"].feature_weights_sha256 is None
+
+
+def test_settings_begin_with_those_of_the_feature_space(make_set, pixel_space):
+    space = pixel_space()
+    space.settings = "six pixels"
+    values = compute_metrics(make_set(feature_spaces={"pixels": space}), {"fid": fid, "psnr": psnr})
+    assert values[0].settings.startswith("six pixels; raw features")
+    assert values[1].settings.startswith("dB")
 
 
 def test_without_feature_spaces(make_set):

@@ -24,9 +24,10 @@ def test_energy_score_is_crps_in_one_dimension(draws, fair):
 
 
 @pytest.mark.parametrize("fair", [False, True])
-def test_energy_score_equals_library_and_loop(draws, fair, monkeypatch):
+@pytest.mark.parametrize("block", [3 * 7 * 5, 2 * 7], ids=["three images", "two dimensions"])
+def test_energy_score_equals_library_and_loop(draws, fair, block, monkeypatch):
     truth, samples = (part.double() for part in draws)
-    monkeypatch.setattr(posterior, "_BLOCK_VALUES", 3 * samples[0].numel())
+    monkeypatch.setattr(posterior, "_BLOCK_VALUES", block)
     scores = energy_score(truth, samples, fair=fair).numpy()
     expected = scoringrules.es_ensemble(truth.numpy(), samples.numpy(), estimator="fair" if fair else "nrg", backend="numpy")
     np.testing.assert_allclose(scores, expected, rtol=1e-10)

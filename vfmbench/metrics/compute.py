@@ -20,8 +20,8 @@ def compute_metrics(evaluation: EvaluationSet, metrics: Mapping[str, Metric]) ->
     """Values of all metrics in the order given.
 
     No number is silently infinite or not a number: such a value becomes missing unless its metric explains it in `reason`.
-    A value from fewer images than planned says so in its settings. A metric's error other than UserError is logged with its
-    traceback.
+    A value's settings begin with those of its feature space, and end with the count where images are left out. A metric's error
+    other than UserError is logged with its traceback.
     """
     values: list[MetricValue] = []
     for name, metric in metrics.items():
@@ -40,15 +40,18 @@ def _outcome(name: str, metric: Metric, evaluation: EvaluationSet) -> list[Metri
 
 
 def _checked(value: MetricValue, evaluation: EvaluationSet) -> MetricValue:
+    network = {**evaluation.feature_spaces, **evaluation.perceptual}.get(value.feature_space or "")
     if value.value is None:
-        return value
+        # With its hash it is known later that the value is missing for another reason than the network.
+        sha256 = None if network is None or isinstance(network, str) else network.weights_sha256
+        return replace(value, feature_weights_sha256=sha256)
     if not math.isfinite(value.value) and value.reason is None:
-        return replace(
-            value, value=None, low=None, high=None, n=0, per_image=None, replicates=None, reason=f"the result is {value.value}"
-        )
+        emptied = replace(value, value=None, low=None, high=None, n=0, per_image=None, replicates=None, curves=None)
+        return replace(emptied, reason=f"the result is {value.value}")
     if any(bound is not None and not math.isfinite(bound) for bound in (value.low, value.high)):
         value = replace(value, low=None, high=None)
-    if len(evaluation) < evaluation.planned:
-        note = f"only {len(evaluation)} of {evaluation.planned} planned images"
-        value = replace(value, settings="; ".join(filter(None, [value.settings, note])))
-    return value
+    space = evaluation.feature_spaces.get(value.feature_space or "")
+    about_space = "" if space is None or isinstance(space, str) else space.settings
+    few = len(evaluation) < evaluation.planned
+    about_count = f"only {len(evaluation)} of {evaluation.planned} planned images" if few else ""
+    return replace(value, settings="; ".join(filter(None, [about_space, value.settings, about_count])))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vfmbench.interfaces import FeatureSpace, MissingError, UserError
+from vfmbench.interfaces import FeatureSpace, MissingError, PerceptualDistance, UserError
 
 _FEATURE_BATCH = 1024
 _BLOCK_VALUES = 2**20
@@ -24,7 +24,9 @@ class EvaluationSet:
         samples: uint8 [N,S,C,H,W].
         label: class of each image, int64 [N], or None where the data has no classes.
         residual: root mean square of (A x - y) / noise_std of each stored sample, [N,S], or None if it was not stored.
+        log_likelihood: log p(y' | sample) of a fresh observation y' of the truth, [N,S], nats, or None if not stored.
         feature_spaces: name -> feature space, or the reason why it is missing.
+        perceptual: name -> perceptual distance, or the reason why it is missing.
         planned: number of images that the run was asked for; more than N when some of them failed.
 
     Raises:
@@ -35,7 +37,9 @@ class EvaluationSet:
     samples: Tensor
     label: Tensor | None = None
     residual: Tensor | None = None
+    log_likelihood: Tensor | None = None
     feature_spaces: Mapping[str, FeatureSpace | str] = field(default_factory=dict)
+    perceptual: Mapping[str, PerceptualDistance | str] = field(default_factory=dict)
     planned: int
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -53,6 +57,10 @@ class EvaluationSet:
             raise UserError(f"{len(self.truth)} images need as many labels, not {list(self.label.shape)}")
         if self.residual is not None and self.residual.shape != self.samples.shape[:2]:
             raise UserError(f"residuals {list(self.residual.shape)} do not match samples {list(self.samples.shape[:2])}")
+        if self.log_likelihood is not None and self.log_likelihood.shape != self.samples.shape[:2]:
+            raise UserError(
+                f"log-likelihoods {list(self.log_likelihood.shape)} do not match samples {list(self.samples.shape[:2])}"
+            )
         if self.planned < len(self.truth):
             raise UserError(f"{len(self.truth)} images, but only {self.planned} were planned")
 
@@ -88,7 +96,7 @@ class EvaluationSet:
     def _blocks(self) -> Iterator[EvaluationSet]:
         size = max(1, _BLOCK_VALUES // self.samples[0].numel())
         for truth, samples in zip(self.truth.split(size), self.samples.split(size), strict=True):
-            yield replace(self, truth=truth, samples=samples, label=None, residual=None, feature_spaces={})
+            yield replace(self, truth=truth, samples=samples, label=None, residual=None, log_likelihood=None, feature_spaces={})
 
     def space(self, name: str) -> FeatureSpace:
         """Raises: MissingError with the reason if the space could not be loaded."""
@@ -96,6 +104,13 @@ class EvaluationSet:
         if isinstance(space, str):
             raise MissingError(space)
         return space
+
+    def perceptual_distance(self, name: str) -> PerceptualDistance:
+        """Raises: MissingError with the reason if it could not be loaded."""
+        distance = self.perceptual[name]
+        if isinstance(distance, str):
+            raise MissingError(distance)
+        return distance
 
     def features(self, name: str, *, normalised: bool = False) -> tuple[Tensor, Tensor]:
         """Features of truth [N,d] and samples [N,S,d], float32; computed once per space.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from vfmbench.interfaces import FeatureSpace, MetricValue, MissingError, UserError
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.statistics import share_interval
 from vfmbench.metrics.values import attempt, in_each_space, mean_value
 
-_BLOCK_VALUES = 2**22
+_BLOCK_VALUES = 2**18
 _CRPS_NAMES = ("crps", "crps_fair")
 
 
@@ -32,7 +35,7 @@ def crps(evaluation: EvaluationSet) -> list[MetricValue]:
 
 
 def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sums of the energy score, in memory bounded by blocks of images.
+    """The two sums of the energy score, in memory bounded by blocks of images and of their dimensions.
 
     Args:
         truth: [N,d], any type.
@@ -44,14 +47,19 @@ def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         UserError: fewer than two samples of an image.
     """
-    if samples.shape[1] < 2:
+    count, dimension = samples.shape[1:]
+    if count < 2:
         raise UserError("the energy score needs at least 2 samples of an image")
-    size = max(1, _BLOCK_VALUES // samples[0].numel())
+    # Blocks that stay in a processor's cache: larger ones are slower.
+    width = max(1, min(dimension, _BLOCK_VALUES // count))
+    size = max(1, _BLOCK_VALUES // (count * width))
     distances, spreads = [], []
     for x, draws in zip(truth.split(size), samples.split(size), strict=True):
-        # Measured from the truth, the inner products below are of the size of the distances, and lose no digits.
-        error = draws.double() - x.double()[:, None]
-        inner = error @ error.mT
+        inner = torch.zeros(len(x), count, count, dtype=torch.float64, device=x.device)
+        for origin, part in zip(x.split(width, 1), draws.split(width, 2), strict=True):
+            # Measured from the truth, the inner products are of the size of the distances, and lose no digits.
+            error = part.double() - origin.double()[:, None]
+            inner += error @ error.mT
         square = inner.diagonal(dim1=1, dim2=2)
         pairs = (square[:, :, None] + square[:, None, :] - 2 * inner).clamp_min(0)
         distances.append(square.sqrt().mean(1))
@@ -103,6 +111,16 @@ def residual(evaluation: EvaluationSet) -> list[MetricValue]:
     return [mean_value("residual", evaluation.residual.double().mean(1), settings)]
 
 
+def nlpd(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`nlpd`: negative log predictive density of a fresh observation, -log mean_j p(y' | x_j), in nats (VFM appendix B.1)."""
+    if evaluation.log_likelihood is None:
+        raise MissingError("the likelihoods of fresh observations were not stored")
+    count = evaluation.num_samples
+    per_image = math.log(count) - evaluation.log_likelihood.double().logsumexp(1)
+    settings = f"nats, summed over the observed entries of y', whose noise is new; K={count} samples, the best ones decide"
+    return [mean_value("nlpd", per_image, settings)]
+
+
 def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
     """`classifier_agreement@space`: share of samples that the space's classifier gives the true image's label."""
 
@@ -112,7 +130,7 @@ def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
         agrees = evaluation.predictions(name) == evaluation.label.to(evaluation.truth.device)[:, None]
         settings = f"K={evaluation.num_samples} samples of an image"
         metric = f"classifier_agreement@{name}"
-        return [mean_value(metric, agrees.double().mean(1), settings, evaluation.space(name))]
+        return [mean_value(metric, agrees.double().mean(1), settings, evaluation.space(name), share_interval)]
 
     return in_each_space(evaluation, ["classifier_agreement"], in_space)
 

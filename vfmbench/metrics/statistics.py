@@ -5,6 +5,7 @@ Images are the unit that is resampled, never pixels or samples. All draws are se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +47,31 @@ def mean_interval(values: Tensor) -> Interval:
     return float(interval.low), float(interval.high)
 
 
+def share_interval(values: Tensor) -> Interval:
+    """95 % interval of the mean of shares [n], each in [0, 1]: `mean_interval`, but Wilson's where all are 0 or all are 1.
+
+    Equal values leave a bootstrap nothing to resample, and 360 of 360 does not make the share exactly 1.
+    """
+    total, n = float(values.double().sum()), len(values)
+    if n < 2 or 0 < total < n:
+        return mean_interval(values)
+    return wilson_interval(round(total), n)
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share of n trials (Wilson 1927, "Probable inference, the law of succession, ...")."""
+    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def resampling_counts(n: int) -> Tensor:
     """How often each of n images occurs in each of 200 bootstrap resamples, float64 [200,n]; rows sum to n."""
     return torch.from_numpy(np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=_SET_RESAMPLES)).double()
+
+
+def mean_replicates(values: Tensor) -> Tensor:
+    """Means of values [n] on the resamples of `resampling_counts`, float64 [200]."""
+    return resampling_counts(len(values)) @ values.double().cpu() / len(values)
 
 
 def normal_interval(value: float, replicates: Tensor) -> tuple[float, float]:
@@ -92,7 +115,21 @@ def paired_difference(a: Tensor, b: Tensor) -> PairedDifference:
     if not difference.isfinite().all():
         raise UserError(f"a paired comparison needs finite values; {int((~difference.isfinite()).sum())} images have others")
     low, high = mean_interval(difference)
-    return PairedDifference(float(difference.mean()), low, high, _sign_flip_p_value(difference.numpy()), len(difference))
+    return PairedDifference(float(difference.mean()), low, high, paired_p_values([difference])[0], len(difference))
+
+
+def paired_p_values(differences: Sequence[Tensor]) -> list[float | None]:
+    """p-values of many paired comparisons, each given by its per-image differences [n]: the test of `paired_difference`.
+
+    Comparisons over equally many images share their sign flips, and so cost little more than one. None for a single image.
+    """
+    p_values: list[float | None] = [None] * len(differences)
+    for n in {len(difference) for difference in differences if len(difference) > 1}:
+        positions = [position for position, difference in enumerate(differences) if len(difference) == n]
+        columns = torch.stack([differences[position].double().cpu() for position in positions], dim=1)
+        for position, p_value in zip(positions, _sign_flip_p_values(columns.numpy()).tolist(), strict=True):
+            p_values[position] = p_value
+    return p_values
 
 
 def paired_set_difference(a: float, b: float, replicates_a: Tensor, replicates_b: Tensor, n: int) -> PairedDifference:
@@ -116,25 +153,40 @@ def paired_set_difference(a: float, b: float, replicates_a: Tensor, replicates_b
     return PairedDifference(difference, difference - 1.96 * deviation, difference + 1.96 * deviation, p_value, n)
 
 
-def _sign_flip_p_value(difference: np.ndarray) -> float | None:
-    n = len(difference)
-    if n < 2:
-        return None
-    total = difference.sum()
-    # Flipped sums that equal the observed one up to rounding count as equal.
-    bound = abs(total) - 1e-12 * np.abs(difference).sum()
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the order given (Holm 1979, "A simple sequentially rejective ... procedure").
 
-    def extreme(flips: np.ndarray) -> int:
-        return int((np.abs(total - 2 * (flips @ difference)) >= bound).sum())
+    Calling those below 5 % significant makes any false call at all in at most 5 % of families, however the tests depend on
+    each other.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, floor = [0.0] * len(p_values), 0.0
+    for rank, position in enumerate(order):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[position]))
+        corrected[position] = floor
+    return corrected
+
+
+def _sign_flip_p_values(differences: np.ndarray) -> np.ndarray:
+    """p-values of the columns of differences [n,K] with n >= 2, all under the same sign flips."""
+    n = len(differences)
+    total = differences.sum(0)
+    # Flipped sums that equal the observed one up to rounding count as equal.
+    bound = np.abs(total) - 1e-12 * np.abs(differences).sum(0)
+
+    def extreme(flips: np.ndarray) -> np.ndarray:
+        return (np.abs(total - 2 * (flips.astype(float) @ differences)) >= bound).sum(0)
 
     if 2**n <= _SIGN_FLIPS:
-        return extreme(np.arange(2**n)[:, None] >> np.arange(n) & 1) / 2**n
+        return np.asarray(extreme(np.arange(2**n)[:, None] >> np.arange(n) & 1) / 2**n)
     rng = np.random.default_rng(_SEED)
     size = max(1, _BATCH_VALUES // n)
     batches = [min(size, _SIGN_FLIPS - done) for done in range(0, _SIGN_FLIPS, size)]
-    count = sum(extreme(rng.integers(2, size=(batch, n), dtype=np.int8)) for batch in batches)
     # The observed signs are one of the possible flips, so that a p-value is never zero.
-    return (count + 1) / (_SIGN_FLIPS + 1)
+    count = np.ones(differences.shape[1])
+    for batch in batches:
+        count += extreme(rng.integers(2, size=(batch, n), dtype=np.int8))
+    return count / (_SIGN_FLIPS + 1)
 
 
 def _constant(data: np.ndarray) -> bool:

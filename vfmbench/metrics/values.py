@@ -7,13 +7,22 @@ from functools import partial
 
 from torch import Tensor
 
-from vfmbench.interfaces import FeatureSpace, MetricValue, UserError
+from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance, UserError
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.statistics import mean_interval
+from vfmbench.metrics.statistics import Interval, mean_interval
 
 
-def mean_value(name: str, per_image: Tensor, settings: str, space: FeatureSpace | None = None) -> MetricValue:
+def mean_value(
+    name: str,
+    per_image: Tensor,
+    settings: str,
+    space: FeatureSpace | PerceptualDistance | None = None,
+    interval: Callable[[Tensor], Interval] = mean_interval,
+) -> MetricValue:
     """The mean over images of per_image [n] with its 95 % interval.
+
+    Args:
+        interval: `share_interval` for values in [0, 1] that may all be 0 or 1.
 
     Raises:
         UserError: a value is not finite; the message names the first such image's position.
@@ -22,7 +31,7 @@ def mean_value(name: str, per_image: Tensor, settings: str, space: FeatureSpace 
     broken = ~per_image.isfinite()
     if broken.any():
         raise UserError(f"{name} is not finite for {int(broken.sum())} images, first for image {int(broken.nonzero()[0])}")
-    low, high = mean_interval(per_image)
+    low, high = interval(per_image)
     return MetricValue(
         name=name,
         value=float(per_image.mean()),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vfmbench.interfaces import UserError
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Rounds and clamps [-1, 1] to 0..255; used before every metric, file and picture."""
@@ -14,3 +16,11 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 to float32 [-1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def require_rgb(images: Tensor, smallest: int, who: str) -> None:
+    """Raises UserError for images [...,C,H,W] of other than three channels, or with a side below `smallest` pixels."""
+    channels, height, width = images.shape[-3:]
+    if channels != 3 or min(height, width) < smallest:
+        size = f" of at least {smallest}x{smallest} pixels" if smallest > 1 else ""
+        raise UserError(f"{who} needs RGB images{size}, not {channels} channels of {height}x{width}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,30 @@ def posterior_grid(plan: Plan) -> Path:
     identity = plan.identity
     title = f"{identity.method} on {identity.task} ({identity.suite}, {identity.split}, seed {identity.seed})"
     return draw(columns, title, plan.store.directory / "grid.png")
+
+
+def comparison_grid(plans: Sequence[Plan]) -> Path:
+    """Writes `<out>/<suite>/compare-<task>.png`: observation, one sample of each method, and truth, for images that all have.
+
+    Args:
+        plans: finished runs of one task on the same images.
+    """
+    first = plans[0]
+    stored = {plan.identity.method: _first_samples(plan) for plan in plans}
+    common = sorted(set.intersection(*(set(samples) for samples in stored.values())))[:MAX_ROWS]
+    truth, measurement = measure(first, common)
+    columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
+    columns += [(method, torch.stack([samples[index] for index in common])) for method, samples in stored.items()]
+    columns.append(("truth", to_uint8(truth).cpu()))
+    identity = first.identity
+    title = f"{identity.task}, one sample of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
+    return draw(columns, title, first.store.directory.parents[2] / f"compare-{identity.task}.png")
+
+
+def _first_samples(plan: Plan) -> dict[int, Tensor]:
+    """The first stored sample of each image, uint8 [C,H,W], by the image's position."""
+    shards = plan.store.shards()
+    return {int(index): image[0] for shard in shards for index, image in zip(shard.index, shard.images, strict=True)}
 
 
 def task_preview(plan: Plan) -> Path:

@@ -1,39 +1,31 @@
-"""Tables and JSON documents from stored results."""
+"""Tables and JSON documents of one run, of a folder of images, and of a tuning; `rendering` has those of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from rich.table import Table
 from rich.text import Text
 
-from vfmbench.interfaces import Status, UserError
-from vfmbench.metrics.statistics import PairedDifference, paired_difference, paired_set_difference
+from vfmbench.interfaces import Status
+from vfmbench.metrics.directions import position
+from vfmbench.running.bench import Cost
 from vfmbench.running.runner import Run
+from vfmbench.running.scoring import FolderScores
 
-COMPARISON_NOTE = (
-    "Value and half-width of its 95 % interval. + better, - worse than the first method by a paired test on the same images "
-    "(5 % level, not corrected for the number of comparisons). Where the suite has classes, every sampler is given the "
-    "true one. Options not given on the command line are each method's published defaults, not tuned for this suite."
-)
 
-# Metrics of the comparison table in order, and whether more is better.
-_COLUMNS = {
-    "psnr": True,
-    "psnr_mean": True,
-    "ssim": True,
-    "crps": False,
-    "fid": False,
-    "mmd_paired": None,
-    "kid_paired": False,
-    "classifier_agreement": True,
-    "residual": None,
-    "diversity@pixel": None,
-    "nfe": None,
-    "seconds_per_sample": None,
-}
+def comparison_note(preset: str) -> str:
+    """What to mind about a comparison under a preset of the solvers' options."""
+    origin = {
+        "paper": "the VFM paper's, not tuned for this suite (--preset tuned)",
+        "original": "their authors', not tuned for this suite (--preset tuned)",
+        "tuned": "those that `vfmbench tune` chose on the validation split",
+    }.get(preset, f"those in {preset}")
+    return (
+        "Where the suite has classes, every sampler is given the true one, unless method.label=null. The guidance solvers' "
+        f"options, where not given on the command line, are {origin}."
+    )
 
 
 def run_document(run: Run) -> dict[str, Any]:
@@ -54,15 +46,45 @@ def run_document(run: Run) -> dict[str, Any]:
 def run_table(run: Run) -> Table:
     identity = run.results().config()["identity"]
     title = f"{identity['method']} on {identity['task']}, suite {identity['suite']}, {identity['split']} split"
-    table = Table(title=f"{title}: {identity['num_images']} images x {identity['samples']} samples", title_justify="left")
+    return _metrics_table(f"{title}: {identity['num_images']} images x {identity['samples']} samples", run.results().metrics())
+
+
+def folder_document(scores: FolderScores) -> dict[str, Any]:
+    """The JSON document of a folder's metrics, which are as in `run_document`."""
+    return {
+        "samples": str(scores.samples),
+        "reference": str(scores.reference),
+        "num_images": scores.num_images,
+        "samples_of_an_image": scores.num_samples,
+        "metrics": scores.rows,
+    }
+
+
+def folder_table(scores: FolderScores) -> Table:
+    counts = f"{scores.num_images} images x {scores.num_samples} samples"
+    return _metrics_table(f"{scores.samples} against {scores.reference}: {counts}", scores.rows)
+
+
+def missing_reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason why metrics are missing, to be printed below their table."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row["value"] is None:
+            names.setdefault(row["reason"], []).append(row["name"])
+    return [f"{Status.MISSING}: {', '.join(metrics)}: {reason}" for reason, metrics in names.items()]
+
+
+def _metrics_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for heading in ("value", "95 % interval", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     # The only column that gives way to a narrow terminal; metrics.json has the settings whole.
     table.add_column("settings")
-    for row in sorted(run.results().metrics(), key=_position):
+    for row in sorted(rows, key=lambda row: position(row["name"])):
         interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
-        note = row["settings"] if row["value"] is not None else f"{Status.MISSING}: {row['reason']}"
+        # Why it is missing stands whole below the table: see `missing_reasons`.
+        note = row["settings"] if row["value"] is not None else f"{Status.MISSING}, see below"
         table.add_row(
             row["name"], _number(row["value"]), interval, str(row["n"] or ""), Text(note, no_wrap=True, overflow="ellipsis")
         )
@@ -82,6 +104,47 @@ def tuning_table(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
     return table
 
 
+def bench_table(title: str, costs: Mapping[str, Cost], rate: float) -> Table:
+    """Costs of methods beside each other; `rate` is the FLOP/s that the share of the peak refers to."""
+    caption = (
+        "Seconds per sample. NFE: forwards / backwards; codec: decoder forwards / backwards, encoder forwards / backwards. "
+        f"GFLOP of one sample; peak: share of {rate / 1e9:.4g} GFLOP/s, this device's float32 matrix product. "
+        "Memory of tensors, without weights."
+    )
+    table = Table(title=title, title_justify="left", caption=caption)
+    table.add_column("method")
+    headings = (
+        "batch 1",
+        "best batch",
+        "at",
+        "in networks",
+        "NFE",
+        "codec",
+        "GFLOP",
+        "of peak",
+        "MiB, batch 1",
+        "MiB a sample",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for method, cost in costs.items():
+        counts = cost.evaluations
+        table.add_row(
+            method,
+            f"{cost.latency:.3g}",
+            f"{cost.seconds:.3g}",
+            str(cost.batch),
+            f"{cost.network_share:.0%}",
+            f"{counts.network_forwards + counts.adapter_forwards:g} / {counts.network_vjps:g}",
+            f"{counts.decoder_forwards:g} / {counts.decoder_vjps:g}, {counts.encoder_forwards:g} / {counts.encoder_vjps:g}",
+            f"{cost.flops / 1e9:.3g}",
+            f"{cost.peak_share:.1%}",
+            f"{cost.memory / 2**20:.3g}",
+            f"{cost.memory_per_sample / 2**20:.3g}",
+        )
+    return table
+
+
 def cost_line(run: Run) -> str:
     """Cost of one sample in a sentence, with the harness's own share of the sampling time."""
     cost = run.cost()
@@ -91,91 +154,6 @@ def cost_line(run: Run) -> str:
         f"backwards, {cost['adapter_forwards']:g} adapter forwards; peak memory {cost['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     return f"{text}; {cost['overhead']:.1%} of the sampling time outside the networks" if networks else text
-
-
-def comparison_table(task: str, runs: Mapping[str, Run]) -> Table:
-    """One column per method and one row per metric, with marks for paired differences to the first finished method."""
-    done = {method: _Stored(run) for method, run in runs.items() if run.status == Status.DONE}
-    reference = next(iter(done.values()), None)
-    table = Table(title=task, title_justify="left")
-    table.add_column("metric")
-    for method in runs:
-        table.add_column(method, justify="right")
-    for name in _names(done.values()):
-        cells = []
-        for method in runs:
-            stored = done.get(method)
-            if stored is None or reference is None:
-                cells.append(runs[method].status.value)
-            else:
-                cells.append(f"{_cell(stored.values.get(name), stored.planned)} {_mark(name, reference, stored)}")
-        table.add_row(name, *cells)
-    table.add_row("run", *(done[method].hash if method in done else "" for method in runs))
-    for method, run in runs.items():
-        if run.note:
-            table.caption = f"{table.caption or ''}{method}: {run.note}. "
-    return table
-
-
-def _position(row: Mapping[str, Any]) -> int:
-    """Metrics of the comparison table come first, in its order."""
-    return next((i for i, key in enumerate(_COLUMNS) if key in (row["name"], row["name"].split("@")[0])), len(_COLUMNS))
-
-
-class _Stored:
-    """What a comparison reads of one run."""
-
-    def __init__(self, run: Run):
-        config = run.results().config()
-        self.hash, self.planned = config["hash"], config["identity"]["num_images"]
-        self.values = {row["name"]: row for row in run.results().metrics()}
-        self.per_image = run.results().read_table("metrics_per_image.parquet")
-        self.replicates = run.results().read_table("metrics_replicates.parquet")
-
-
-def _names(runs: Iterable[_Stored]) -> list[str]:
-    """Stored metrics that belong to the comparison, in its order."""
-    stored = dict.fromkeys(name for run in runs for name in run.values)
-    return [name for key in _COLUMNS for name in stored if key in (name, name.split("@")[0])]
-
-
-def _cell(row: Mapping[str, Any] | None, planned: int) -> str:
-    """Value, half-width of its interval, and the number of images where some are left out."""
-    if row is None or row["value"] is None:
-        return Status.MISSING.value
-    text = _number(row["value"])
-    if row["low"] is not None and row["low"] != row["high"]:
-        text += f" ±{(row['high'] - row['low']) / 2:.1g}"
-    if row["metric"] != "cost" and row["n"] < planned:
-        text += f" ({row['n']}/{planned})"
-    return text
-
-
-def _mark(name: str, reference: _Stored, other: _Stored) -> str:
-    """ "+" or "-" if `other` is better or worse than `reference` at the 5 % level, else a blank."""
-    better = _COLUMNS.get(name, _COLUMNS.get(name.split("@")[0]))
-    if better is None or other is reference:
-        return " "
-    try:
-        difference = _difference(name, reference, other)
-    except UserError:
-        return " "
-    if difference is None or difference.p_value is None or difference.p_value >= 0.05:
-        return " "
-    return "+" if (difference.difference > 0) == better else "-"
-
-
-def _difference(name: str, reference: _Stored, other: _Stored) -> PairedDifference | None:
-    """other - reference, or None where the metric cannot be paired."""
-    if name in reference.per_image and name in other.per_image:
-        joined = reference.per_image[["index", name]].merge(other.per_image[["index", name]], on="index")
-        return paired_difference(*(torch.tensor(joined[f"{name}_{side}"].to_numpy()) for side in "yx"))
-    if name in reference.replicates and name in other.replicates:
-        first, second = other.values[name], reference.values[name]
-        if first["n"] == second["n"]:
-            ours, theirs = (torch.tensor(run.replicates[name].to_numpy()) for run in (other, reference))
-            return paired_set_difference(first["value"], second["value"], ours, theirs, first["n"])
-    return None
 
 
 def _number(value: float | None) -> str:

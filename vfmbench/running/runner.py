@@ -7,8 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ import torch
 from torch import Tensor
 
 from vfmbench.config import RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
-from vfmbench.interfaces import Dataset, Options, Sampler, Status, Suite, Task, UserError
+from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Status, Suite, Task, UserError
 from vfmbench.metrics.compute import compute_metrics
-from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.images import to_float, to_uint8
-from vfmbench.provenance import environment
+from vfmbench.provenance import environment, now
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.registry import metrics as metric_registry
 from vfmbench.registry import samplers, suites, unknown_name
 from vfmbench.running.cost import cost_metrics, measure_cost, summarise
+from vfmbench.running.evaluating import MetricNetworks, metric_networks, stored_evaluation
 from vfmbench.running.store import RunStore, Shard, measurement_hashes
 
 Progress = Callable[[int, int], None]
@@ -172,21 +171,21 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
     supported, note = plan.sampler_class.supports(plan.task, plan.suite)
     if not supported:
         return Run(plan.store, Status.SKIPPED, f"{plan.identity.method} skips {plan.task.name}: {note}")
-    spaces = _feature_spaces(plan)
+    networks = metric_networks(plan.suite, plan.device)
     sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
     store = plan.store
     with store.writing(plan.identity, plan.fresh):
         finished = store.finished()
         todo = [index for index in range(plan.identity.num_images) if index not in finished]
-        names = list(plan.metric_names) if todo else _stale_metrics(plan.metric_names, store.metrics(), spaces)
+        names = list(plan.metric_names) if todo else _stale_metrics(plan.metric_names, store.metrics(), networks)
         if todo or names:
-            with _logging_to(store.directory / "log.txt"):
-                note = _work(plan, sampler, spaces, todo, names, note, progress or (lambda done, total: None))
+            with logging_to(store.directory / "log.txt"):
+                note = _work(plan, sampler, networks, todo, names, note, progress or (lambda done, total: None))
     return Run(store, Status.DONE, note)
 
 
 def _work(
-    plan: Plan, sampler: Sampler, spaces: dict[str, Any], todo: list[int], names: list[str], note: str, progress: Progress
+    plan: Plan, sampler: Sampler, networks: MetricNetworks, todo: list[int], names: list[str], note: str, progress: Progress
 ) -> str:
     """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it.
 
@@ -196,7 +195,7 @@ def _work(
     store.write_config(identity)
     sessions = store.provenance().get("sessions", [])
     session = {
-        "started": _now(),
+        "started": now(),
         "images": len(todo),
         "batch_size": plan.batch_size,
         "metrics": names,
@@ -219,28 +218,28 @@ def _work(
             smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
             note = facts["note"] = "; ".join(filter(None, [note, smaller]))
         records = store.compile_tables(identity)
-        evaluation, index = _evaluation(plan, records, spaces)
+        evaluation, index = stored_evaluation(store, plan.suite, plan.dataset, identity.num_images, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
         store.write_metrics({**values, "cost": cost_metrics(records)}, index, keep=not todo)
     except Exception as error:
-        session["ended"] = _now()
+        session["ended"] = now()
         store.write_provenance({**facts, "status": Status.FAILED, "error": f"{type(error).__name__}: {error}"})
         LOG.exception("failed")
         raise
     finally:
         store.write_dataset(identity, plan.dataset)
-    session["ended"] = _now()
+    session["ended"] = now()
     store.write_provenance({**facts, "status": Status.DONE, "cost": summarise(records)})
     LOG.info("done")
     return note
 
 
-def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], spaces: dict[str, Any]) -> list[str]:
+def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], networks: MetricNetworks) -> list[str]:
     """Those of the metrics that are not stored, or whose feature space is another one now, or has become available."""
 
     def fresh(row: dict[str, Any]) -> bool:
         space = row["feature_space"]
-        current = None if space is None else getattr(spaces.get(space), "weights_sha256", None)
+        current = None if space is None else getattr(networks.get(space), "weights_sha256", None)
         return row["feature_weights_sha256"] == current
 
     stored = {row["metric"] for row in rows}
@@ -249,7 +248,8 @@ def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], spaces:
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
+def logging_to(path: Path) -> Iterator[None]:
+    """Appends the program's log to a file."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOG.setLevel(logging.INFO)
@@ -261,7 +261,7 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Any]:
+def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Measurement]:
     """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
     images, label = plan.dataset.load(positions)
     truth = to_float(images.to(plan.device))
@@ -281,10 +281,11 @@ def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progres
             try:
                 shard = _draw(plan, sampler, positions, rows)
             except RuntimeError as error:
-                if not _out_of_memory(error) or rows == 1:
+                tried = min(rows, len(positions) * samples)
+                if not out_of_memory(error) or tried == 1:
                     raise
                 # Results do not depend on the batch size, so the rest of the run takes a smaller one.
-                rows = min(rows, len(positions) * samples) // 2
+                rows = tried // 2
                 LOG.warning("out of memory; going on with %d samples in a batch", rows)
                 torch.cuda.empty_cache()
                 continue
@@ -302,74 +303,45 @@ def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progres
 def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shard:
     """All samples of the images at the given positions, at most `rows` in a call of the sampler (for a single image)."""
     samples = plan.identity.samples
-    _, measurement = measure(plan, positions)
+    truth, measurement = measure(plan, positions)
     parts = []
     with measure_cost(sampler.meter, len(positions) * samples, plan.device) as cost:
         for start in range(0, samples, samples if len(positions) > 1 else rows):
             drawn = range(start, samples if len(positions) > 1 else min(samples, start + rows))
             noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, drawn))
             parts.append(sampler.sample(measurement, len(drawn), noise).images)
-    return _shard(torch.cat(parts, 1), measurement, cost)
+    return _shard(torch.cat(parts, 1), measurement, _fresh(plan, truth, measurement), cost)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _fresh(plan: Plan, truth: Tensor, measurement: Measurement) -> Measurement:
+    """A second observation of the true images by the same operators, with Gaussian noise of its own."""
+    seed = split_seed(plan.identity.split, plan.identity.seed)
+    noise = PhiloxNoise(seed, f"fresh observation/{plan.identity.task}", measurement.index)
+    normal = noise.normal(measurement.y.shape[1:], draw=0)
+    return replace(measurement, y=measurement.operator.forward(truth) + measurement.noise_std * normal)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed, on any device."""
     # The allocator of a CPU has no exception type of its own.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _shard(images: Tensor, measurement: Any, cost: dict[str, float]) -> Shard:
+def _shard(images: Tensor, measurement: Measurement, fresh: Measurement, cost: dict[str, float]) -> Shard:
     samples = images.shape[1]
     # NaN fails the comparison too.
     finite = (images.flatten(2).abs() <= DIVERGED_ABOVE).all(2)
     stored = to_uint8(torch.nan_to_num(images))
-    # The residual belongs to the image that metrics see, after rounding.
-    residual = measurement.repeat(samples).normalised_residual(to_float(stored).flatten(0, 1)).unflatten(0, (-1, samples))
+    # Residual and likelihood belong to the image that metrics see, after rounding.
+    seen = to_float(stored).flatten(0, 1)
+    residual = measurement.repeat(samples).normalised_residual(seen).unflatten(0, (-1, samples))
+    likelihood = fresh.repeat(samples).log_likelihood(seen).unflatten(0, (-1, samples))
     return Shard(
         images=stored.cpu(),
         index=measurement.index.cpu(),
         label=measurement.label.cpu(),
         residual=torch.where(finite, residual, torch.nan).cpu(),
+        log_likelihood=torch.where(finite, likelihood, torch.nan).cpu(),
         measurement_hash=measurement_hashes(measurement.y),
         cost=cost,
     )
-
-
-def _feature_spaces(plan: Plan) -> dict[str, Any]:
-    """Ready feature spaces; a missing one becomes its reason, and the metrics in it are reported as missing."""
-    spaces: dict[str, Any] = {}
-    for name in plan.suite.feature_space_names:
-        try:
-            spaces[name] = plan.suite.feature_space(name, plan.device)
-        except UserError as error:
-            spaces[name] = str(error)
-    return spaces
-
-
-def _evaluation(plan: Plan, records: pd.DataFrame, spaces: dict[str, Any]) -> tuple[EvaluationSet, list[int]]:
-    """Stored samples of all images whose every sample is done, beside the true images."""
-    broken = set(records.loc[records["status"] != Status.DONE, "index"])
-    shards = plan.store.shards()
-    images = torch.cat([shard.images for shard in shards])
-    residual = torch.cat([shard.residual for shard in shards])
-    index = torch.cat([shard.index for shard in shards])
-    # A resumed run may store its batches in another order; metrics must not depend on it.
-    order = index.argsort()
-    images, residual, index = images[order], residual[order], index[order]
-    keep = torch.tensor([position not in broken for position in index.tolist()])
-    kept = index[keep].tolist()
-    if not kept:
-        raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
-    truth, label = plan.dataset.load(kept)
-    evaluation = EvaluationSet(
-        truth=truth,
-        samples=images[keep],
-        label=label if plan.suite.num_classes else None,
-        residual=residual[keep],
-        feature_spaces=spaces,
-        planned=plan.identity.num_images,
-    )
-    return evaluation, kept
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -28,7 +28,8 @@ from vfmbench.config import RunIdentity
 from vfmbench.files import locked_directory, replace_file
 from vfmbench.interfaces import Dataset, MetricValue, Status, UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_SHARD_TENSORS = ("images", "index", "label", "residual", "log_likelihood")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Shard:
         images: uint8 [B,S,C,H,W].
         index, label: int64 [B].
         residual: normalised data-fidelity residual of the stored images, float32 [B,S].
+        log_likelihood: of a fresh observation of the true image under the stored images, float32 [B,S], nats.
         measurement_hash: SHA-256 of each measurement's bytes, B strings.
         cost: per-sample cost of the batch: seconds, network_seconds, peak_memory_bytes, one entry per evaluation kind.
     """
@@ -47,6 +49,7 @@ class Shard:
     index: Tensor
     label: Tensor
     residual: Tensor
+    log_likelihood: Tensor
     measurement_hash: list[str]
     cost: dict[str, float]
 
@@ -62,13 +65,19 @@ class Shard:
                 "label": label,
                 "seed": seed,
                 "residual": residual,
+                "log_likelihood": likelihood,
                 "status": names[state],
                 **cost,
             }
-            for index, label, residuals, states in zip(
-                self.index.tolist(), self.label.tolist(), self.residual.tolist(), status, strict=True
+            for index, label, residuals, likelihoods, states in zip(
+                self.index.tolist(),
+                self.label.tolist(),
+                self.residual.tolist(),
+                self.log_likelihood.tolist(),
+                status,
+                strict=True,
             )
-            for sample, (residual, state) in enumerate(zip(residuals, states, strict=True))
+            for sample, (residual, likelihood, state) in enumerate(zip(residuals, likelihoods, states, strict=True))
         ]
 
 
@@ -77,10 +86,10 @@ def measurement_hashes(y: Tensor) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in y.detach().float().cpu().contiguous().numpy()]
 
 
-def _metric_row(metric: str, value: MetricValue) -> dict[str, Any]:
+def metric_row(metric: str, value: MetricValue) -> dict[str, Any]:
     """One entry of metrics.json; `metric` is the registered name of what computed it."""
     row = {"metric": metric, **asdict(value)}
-    del row["per_image"], row["replicates"]
+    del row["per_image"], row["replicates"], row["curves"]
     # JSON has no infinity; such a value carries its explanation in `reason`.
     return {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
 
@@ -121,9 +130,15 @@ class RunStore:
         wanted = identity.model_dump(mode="json")
         if path.exists():
             try:
-                found = yaml.safe_load(path.read_text())["identity"]
+                content = yaml.safe_load(path.read_text())
+                found, version = content["identity"], content["schema_version"]
             except (yaml.YAMLError, KeyError, TypeError):
                 raise UserError(f"{path} is not a run's configuration; use --fresh to start over.") from None
+            if version != SCHEMA_VERSION:
+                raise UserError(
+                    f"{self.directory} was stored by another version of vfmbench (layout {version}, this one writes "
+                    f"{SCHEMA_VERSION}); choose another --out, or use --fresh to start over."
+                )
             changed = sorted(key for key in wanted if found.get(key) != wanted[key])
             if changed:
                 raise UserError(
@@ -146,7 +161,7 @@ class RunStore:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_shard(self, shard: Shard) -> None:
-        tensors = {"images": shard.images, "index": shard.index, "label": shard.label, "residual": shard.residual}
+        tensors = {name: getattr(shard, name) for name in _SHARD_TENSORS}
         header = {"cost": json.dumps(shard.cost), "measurement_hash": json.dumps(shard.measurement_hash)}
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
         replace_file(self._shard_path(shard.index), content)
@@ -157,7 +172,7 @@ class RunStore:
     def shards(self) -> list[Shard]:
         """All finished shards in order of their images."""
         result = []
-        for tensors, header in self._read_shards(("images", "index", "label", "residual")):
+        for tensors, header in self._read_shards(_SHARD_TENSORS):
             hashes, cost = json.loads(header["measurement_hash"]), json.loads(header["cost"])
             result.append(Shard(**tensors, measurement_hash=hashes, cost=cost))
         return result
@@ -216,8 +231,9 @@ class RunStore:
         self._write_json("dataset.json", content)
 
     def write_metrics(self, values: Mapping[str, list[MetricValue]], index: list[int], keep: bool) -> None:
-        """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images) and
-        metrics_replicates.parquet (a column per statistic of the whole set, its bootstrap replicates).
+        """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images), metrics_replicates.parquet
+        (a column per statistic of the whole set, its bootstrap replicates) and metrics_curves.parquet (a column per metric with
+        a curve, a list of numbers for each image).
 
         Args:
             values: by the name of the metric that gave them.
@@ -225,12 +241,14 @@ class RunStore:
             keep: leave what other metrics stored earlier, on the same samples, in place.
         """
         kept = [row for row in self.metrics() if row["metric"] not in values] if keep else []
-        rows = [_metric_row(metric, value) for metric, several in values.items() for value in several]
+        rows = [metric_row(metric, value) for metric, several in values.items() for value in several]
         flat = [value for several in values.values() for value in several]
         per_image = {value.name: value.per_image.numpy() for value in flat if value.per_image is not None}
         per_image = {name: column for name, column in per_image.items() if len(column) == len(index)}
         replicates = {value.name: value.replicates.numpy() for value in flat if value.replicates is not None}
+        curves = {value.name: list(value.curves.numpy()) for value in flat if value.curves is not None}
         tables = {
+            "metrics_curves.parquet": pd.DataFrame(curves),
             "metrics_per_image.parquet": pd.DataFrame({"index": index, **per_image}),
             "metrics_replicates.parquet": pd.DataFrame(replicates),
         }

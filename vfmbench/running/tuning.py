@@ -123,21 +123,21 @@ def _trials(
     grid = tuning.methods[method]
     sections = {key: dict(options[key]) for key in ("data", "weights") if options.get(key)}
     trials = []
-    for values in itertools.product(*grid.grid.values()):
-        setting = dict(zip(grid.grid, values, strict=True))
-        config = RunConfig(
-            method=method,
-            task=task,
-            suite=suite,
-            split="validation",
-            num_images=tuning.num_images,
-            samples=tuning.samples,
-            seed=tuning.seed,
-            options={**sections, "method": {**grid.fixed, **setting}},
-            metrics=tuning.metrics,
-            out=runs,
-        )
-        trials.append(Trial(config, setting, grid.fixed))
+    for combination in itertools.product(*grid.grid.values()):
+        setting = dict(zip(grid.grid, combination, strict=True))
+        values = {
+            "method": method,
+            "task": task,
+            "suite": suite,
+            "split": "validation",
+            "num_images": tuning.num_images,
+            "samples": tuning.samples,
+            "seed": tuning.seed,
+            "options": {**sections, "method": {**grid.fixed, **setting}},
+            "metrics": tuning.metrics,
+            "out": runs,
+        }
+        trials.append(Trial(validate(RunConfig, values), setting, grid.fixed))
     return trials
 
 
@@ -220,7 +220,7 @@ def _at_edge(value: Any, values: Sequence[Any]) -> bool:
 
 def _write(path: Path, suite: str, method: str, task: str, entry: dict[str, Any]) -> None:
     """Puts one entry into the file and leaves the others as they are."""
-    content = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
+    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
     if content.get("suite") != suite:
         raise UserError(f"--out: {path} belongs to the suite {content.get('suite')!r}, not {suite!r}.")
     content["methods"].setdefault(method, {})[task] = entry

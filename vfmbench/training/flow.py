@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
-from vfmbench.metrics.distribution import frechet_distances
+from vfmbench.metrics.frechet import frechet_distance
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.images import to_uint8
 from vfmbench.models.metering import Meter
@@ -87,11 +87,10 @@ class FlowStage(Stage):
             x = x - flow.velocity(x, 1 - step / steps, label) / steps
         samples[str(steps)] = x
         truth = space.features(images).double()
-        once = torch.ones(1, len(truth), dtype=torch.float64)
         result = {}
         for key, latents in samples.items():
             decoded = to_uint8(self.suite.codec(self.device, meter).decode(latents))
-            result[f"fid@{space_name}/steps={key}"] = frechet_distances(truth, space.features(decoded).double(), once).item()
+            result[f"fid@{space_name}/steps={key}"] = frechet_distance(truth, space.features(decoded).double())[0]
             predicted = space.classify(decoded)
             if predicted is not None:
                 result[f"agreement@{space_name}/steps={key}"] = (predicted == label.cpu()).float().mean().item()

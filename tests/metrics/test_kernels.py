@@ -1,20 +1,13 @@
+import itertools
+
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from vfmbench.interfaces import UserError
-from vfmbench.metrics import distribution
-from vfmbench.metrics.distribution import (
-    cubic_kernel,
-    fid,
-    frechet_distances,
-    gaussian_kernel,
-    kid,
-    median_squared_distance,
-    mmd,
-    squared_mmd,
-)
+from vfmbench.metrics import kernels
+from vfmbench.metrics.kernels import cubic_kernel, gaussian_kernel, kid, median_squared_distance, mmd, squared_mmd
 from vfmbench.metrics.statistics import normal_interval, resampling_counts
 
 
@@ -30,39 +23,6 @@ def original(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(1, len(x)).double()
 
 
-def frechet_by_matrix_square_root(x: np.ndarray, y: np.ndarray) -> float:
-    root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
-    traces = np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
-    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + traces)
-
-
-def test_frechet_distance_equals_matrix_square_root(sets, monkeypatch):
-    x, y = sets
-    counts = torch.cat([original(x), resampling_counts(30)[:5]])
-    monkeypatch.setattr(distribution, "_BLOCK_VALUES", 2 * x.numel())
-    for row, distance in zip(counts.long(), frechet_distances(x, y, counts), strict=True):
-        expected = frechet_by_matrix_square_root(x.repeat_interleave(row, 0).numpy(), y.repeat_interleave(row, 0).numpy())
-        assert float(distance) == pytest.approx(expected, rel=1e-8)
-
-
-def test_frechet_distance_with_fewer_images_than_features():
-    """Rank-deficient covariances; the same distance from the singular values of the n x n product of the centred data."""
-    x, y = torch.randn((2, 6, 20), generator=torch.Generator().manual_seed(0)).double()
-    a, b = x - x.mean(0), y - y.mean(0)
-    trace = torch.linalg.svdvals(a @ b.mT).sum() / 5
-    expected = (x.mean(0) - y.mean(0)).square().sum() + (a.square().sum() + b.square().sum()) / 5 - 2 * trace
-    assert float(frechet_distances(x, y, original(x))[0]) == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_frechet_distance_of_equal_and_of_constant_sets(sets):
-    x, _ = sets
-    distances = frechet_distances(x, x, resampling_counts(30))
-    assert float(distances.max()) == pytest.approx(0, abs=1e-6)
-    assert float(distances.min()) >= 0
-    constant = torch.ones_like(x)
-    assert float(frechet_distances(constant, constant + 2, original(x))[0]) == pytest.approx(16)
-
-
 @pytest.mark.parametrize("name", ["gaussian", "cubic"])
 def test_squared_mmd_equals_double_loop(sets, name, monkeypatch):
     x, y = (part.numpy() for part in sets)
@@ -71,7 +31,7 @@ def test_squared_mmd_equals_double_loop(sets, name, monkeypatch):
     else:
         kernel, scalar = cubic_kernel, lambda a, b: (a @ b / 4 + 1) ** 3
     counts = torch.cat([original(sets[0]), resampling_counts(30)[:2]])
-    monkeypatch.setattr(distribution, "_BLOCK_VALUES", 7 * 30)
+    monkeypatch.setattr(kernels, "_BLOCK_VALUES", 7 * 30)
     usual, paired = squared_mmd(*sets, kernel, counts)
     for r, row in enumerate(counts.long()):
         index = np.repeat(np.arange(30), row)
@@ -108,15 +68,22 @@ def test_squared_mmd_is_unbiased_and_its_interval_covers():
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
-def test_bootstrap_spread_of_fid_matches_repeated_sampling():
-    generator = torch.Generator().manual_seed(0)
-    values, spreads = [], []
-    for _ in range(60):
-        x, y = torch.randn((2, 80, 3), generator=generator).double()
-        results = frechet_distances(x, 1.3 * y + 0.4, torch.cat([original(x), resampling_counts(80)]))
-        values.append(float(results[0]))
-        spreads.append(float(results[1:].std()))
-    assert 0.75 < np.mean(spreads) / np.std(values) < 1.35
+def test_kid_is_the_expectation_over_random_subsets(sets):
+    """Mean over all pairs of subsets of four of eight rows, drawn from each set by itself as torch-fidelity draws them."""
+    x, y = (part[:8] for part in sets)
+    values = []
+    for rows in itertools.combinations(range(8), 4):
+        for others in itertools.combinations(range(8), 4):
+            a, b = x[list(rows)], y[list(others)]
+            within = sum(float((k := cubic_kernel(p, p)).sum() - k.trace()) for p in (a, b)) / 12
+            values.append(within - 2 * float(cubic_kernel(a, b).mean()))
+    assert float(squared_mmd(x, y, cubic_kernel, original(x))[0]) == pytest.approx(np.mean(values), rel=1e-9)
+
+
+def test_kid_equals_torch_fidelity(sets):
+    result = kid_features_to_metric(*sets, kid_subsets=1, kid_subset_size=30, verbose=False)
+    expected = result["kernel_inception_distance_mean"]
+    assert float(squared_mmd(*sets, cubic_kernel, original(sets[0]))[0]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_median_squared_distance(sets):
@@ -126,43 +93,40 @@ def test_median_squared_distance(sets):
 
 
 def test_median_uses_evenly_spaced_points(sets, monkeypatch):
-    monkeypatch.setattr(distribution, "_MEDIAN_POINTS", 10)
+    monkeypatch.setattr(kernels, "_MEDIAN_POINTS", 10)
     x, _ = sets
     assert median_squared_distance(x) == pytest.approx(median_squared_distance(x[::3]))
 
 
 def test_values(make_set, pixel_space):
     evaluation = make_set(40, 2, noise=200, feature_spaces={"pixels": pixel_space(), "inception": "no weights"})
-    values = {value.name: value for metric in (fid, kid, mmd) for value in metric(evaluation)}
-    names = ["fid", "kid", "kid_paired", "mmd", "mmd_paired"]
+    values = {value.name: value for metric in (kid, mmd) for value in metric(evaluation)}
+    names = ["kid", "kid_paired", "mmd", "mmd_paired"]
     assert set(values) == {f"{name}@{space}" for name in names for space in ("pixels", "inception")}
     truth, samples = evaluation.features("pixels")
     x, y = truth.double(), samples[:, 0].double()
-    assert values["fid@pixels"].value == pytest.approx(frechet_by_matrix_square_root(x.numpy(), y.numpy()), rel=1e-6)
     usual, paired = squared_mmd(x, y, gaussian_kernel(median_squared_distance(x)), original(x))
     assert values["mmd@pixels"].value == pytest.approx(float(usual) ** 0.5)
     assert values["mmd_paired@pixels"].value == pytest.approx(float(paired) ** 0.5)
-    assert values["kid@pixels"].value == pytest.approx(float(squared_mmd(x, y, cubic_kernel, original(x))[0]))
+    assert values["mmd_paired@pixels"].replicates is None
+    usual, paired = squared_mmd(x, y, cubic_kernel, original(x))
+    assert values["kid@pixels"].value == pytest.approx(float(usual))
+    assert values["kid_paired@pixels"].value == pytest.approx(float(paired))
+    assert values["kid_paired@pixels"].replicates.shape == (200,)
     for name in names:
         value = values[f"{name}@pixels"]
         assert value.n == 40
         assert value.low <= value.value <= value.high
         assert "raw features" in value.settings
         assert "bootstrap standard deviations" in value.settings
-        assert "WARNING" not in value.settings
         assert values[f"{name}@inception"].value is None
         assert values[f"{name}@inception"].reason == "no weights"
-    assert "clipped at 0" in values["fid@pixels"].settings
-
-
-def test_fewer_images_than_features_are_warned_of(make_set, pixel_space):
-    evaluation = make_set(6, 1, feature_spaces={"pixels": pixel_space(dimension=6)})
-    assert "n = 6 images for d = 6 features" in fid(evaluation)[0].settings
+    assert "the expectation of the mean over random subsets" in values["kid@pixels"].settings
 
 
 def test_single_image_is_missing_with_reason(make_set, pixel_space):
     evaluation = make_set(1, 2, feature_spaces={"pixels": pixel_space()})
-    for metric in (fid, kid, mmd):
+    for metric in (kid, mmd):
         assert all(value.value is None and "at least 2 images" in value.reason for value in metric(evaluation))
 
 
@@ -170,8 +134,6 @@ def test_constant_features(make_set, pixel_space):
     space = pixel_space()
     space.features = lambda images: torch.ones(len(images), 3)
     evaluation = make_set(feature_spaces={"pixels": space})
-    (distance,) = fid(evaluation)
-    assert (distance.value, distance.low, distance.high) == (0, 0, 0)
     assert kid(evaluation)[0].value == pytest.approx(0, abs=1e-12)
     assert all(value.value is None and "median distance" in value.reason for value in mmd(evaluation))
     with pytest.raises(UserError, match="equal"):

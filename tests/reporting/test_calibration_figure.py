@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+
+from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.metrics.ranks import rank_shares
+from vfmbench.reporting.calibration import calibration_figure
+
+
+def values(scale=1.0, spaces=("pixel", "digitnet"), n=50):
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for space in spaces:
+        truth, samples = torch.randn(n, 20, generator=generator), scale * torch.randn(n, 10, 20, generator=generator)
+        curves = rank_shares(truth, samples)
+        found.append(MetricValue(f"calibration_error@{space}", 0.1, n=n, curves=curves))
+        found.append(MetricValue(f"tarp@{space}", 0.1, n=n, curves=rank_shares(truth[:, :1], samples[..., :1])))
+    return found
+
+
+def colours(path):
+    picture = pyplot.imread(path)[..., :3]
+    assert picture.shape[0] > 500
+    assert picture.shape[1] > 1500
+    return {tuple(pixel) for pixel in (picture * 255).round().astype(int).reshape(-1, 3)}
+
+
+def test_figure_of_several_runs_shows_each(make_run, tmp_path):
+    make_run("calibrated", values())
+    make_run("narrow", values(0.6))
+    path = calibration_figure([tmp_path])
+    assert path == tmp_path / "digits" / "denoise" / "calibration.png"
+    seen = colours(path)
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= seen
+    assert (0x00, 0x9E, 0x73) not in seen
+
+
+def test_figure_of_one_run_lies_in_its_directory(make_run):
+    run = make_run("vfm", values(spaces=("pixel",)))
+    assert calibration_figure([run.store.directory]) == run.store.directory / "calibration.png"
+
+
+def test_figure_plots_the_stored_ranks(make_run, tmp_path, monkeypatch):
+    run = make_run("narrow", values(0.6, spaces=("pixel",)))
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    out = tmp_path / "figure.png"
+    assert calibration_figure([run.store.directory], out) == out
+    histogram, coverage, tarp = pyplot.gcf().axes
+    shares = run.curves["calibration_error@pixel"].mean(0).numpy()
+    np.testing.assert_allclose(histogram.lines[0].get_ydata(), 11 * shares)
+    np.testing.assert_allclose(coverage.lines[0].get_ydata()[-1], shares[1:-1].sum())
+    np.testing.assert_allclose(coverage.lines[0].get_xdata()[-1], 9 / 11)
+    np.testing.assert_allclose(tarp.lines[0].get_ydata()[0], run.curves["tarp@pixel"].mean(0)[0])
+    assert "p ≤ 0.0001" in histogram.texts[0].get_text()
+    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (histogram, coverage, tarp))
+    monkeypatch.undo()
+    pyplot.close("all")
+
+
+def test_what_a_figure_cannot_show(make_run, tmp_path):
+    run = make_run("old", [MetricValue("psnr", 1.0, n=4)])
+    with pytest.raises(UserError, match="--metrics calibration,tarp"):
+        calibration_figure([run.store.directory])
+    make_run("old", [MetricValue("psnr", 1.0, n=4)], task="hdr")
+    with pytest.raises(UserError, match="one set of images"):
+        calibration_figure([tmp_path])
+    runs = [make_run("vfm", values(spaces=("pixel",)), options={"steps": steps}) for steps in range(8)]
+    with pytest.raises(UserError, match="at most 7 runs, not 8"):
+        calibration_figure([run.store.directory for run in runs])
+    with pytest.raises(UserError, match="cannot write"):
+        calibration_figure([runs[0].store.directory], tmp_path / "nowhere" / "figure.png")

@@ -1,0 +1,88 @@
+"""`vfmbench table` and `vfmbench figure` on real runs, and `compare`, which prints the same table."""
+
+import json
+
+import pytest
+
+from vfmbench.cli import main
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    small = ["--num-images", "24", "--samples", "4", "--metrics", "psnr,crps,calibration,tarp,spread_skill"]
+    for task in ("gaussian_deblur", "inpaint_box"):
+        for method in ("vfm", "pinv"):
+            assert main(["run", "--method", method, "--task", task, "--out", str(out), "--json", *small]) == 0
+    return out
+
+
+def no_model(*_):
+    raise AssertionError("a stored result must not need a model")
+
+
+@pytest.fixture
+def without_models(monkeypatch):
+    for name in ("plan", "execute"):
+        monkeypatch.setattr(f"vfmbench.running.runner.{name}", no_model)
+    monkeypatch.setattr("vfmbench.registry.suites.get", no_model)
+
+
+def test_table_of_stored_runs(capsys, runs, without_models):
+    assert main(["table", str(runs), "--reference", "pinv"]) == 0
+    printed = capsys.readouterr().out
+    assert "gaussian_deblur, suite digits, test split: 24 images x 4 samples, seed 0" in printed
+    assert "inpaint_box, suite digits" in printed
+    row = next(line for line in printed.splitlines() if " crps@pixel " in line)
+    assert row.rstrip(" │").endswith("*+")
+    assert "better / worse than pinv" in printed
+    assert "interval_coverage@digitnet" in printed
+    assert "→ 0.6" in printed
+
+
+def test_other_formats(capsys, runs, without_models):
+    for arguments, words in ((["--format", "markdown"], "| psnr | ↑ |"), (["--format", "latex"], r"\toprule")):
+        assert main(["table", str(runs), "--tasks", "inpaint_box", *arguments]) == 0
+        printed = capsys.readouterr().out
+        assert words in printed
+        assert "gaussian_deblur" not in printed
+    assert main(["table", str(runs), "--methods", "vfm,pinv", "--reference", "vfm", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)
+    assert [run["heading"] for run in tables[0]["runs"]] == ["vfm", "pinv"]
+    cell = next(row for row in tables[0]["metrics"] if row["name"] == "psnr")["cells"]["pinv"]
+    assert cell["to_reference"]["p_value_corrected"] < 0.05
+    assert (cell["best"], cell["n"]) == (False, 24)
+
+
+def test_compare_prints_the_same_cells(capsys, runs):
+    small = ["--num-images", "24", "--samples", "4", "--metrics", "psnr,crps,calibration,tarp,spread_skill"]
+    assert main(["compare", "--methods", "vfm,pinv", "--tasks", "gaussian_deblur", "--out", str(runs), *small]) == 0
+    compared = capsys.readouterr().out.splitlines()
+    assert main(["table", str(runs), "--methods", "vfm,pinv", "--tasks", "gaussian_deblur", "--reference", "vfm"]) == 0
+    tabled = capsys.readouterr().out.splitlines()
+    rows = [[line for line in lines if line.startswith("│")] for lines in (compared, tabled)]
+    assert len(rows[0]) > 10
+    assert rows[0] == rows[1]
+
+
+def test_figure(capsys, runs, tmp_path, without_models):
+    out = tmp_path / "calibration.png"
+    assert main(["figure", "calibration", str(runs / "digits" / "inpaint_box"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert out.stat().st_size > 30_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table", "RUNS/nowhere"], "not a folder"),
+        (["table", "RUNS", "--tasks", "denoise"], "Unknown task"),
+        (["table", "RUNS", "--reference", "vmf"], "no finished run of vmf"),
+        (["figure", "calibration", "RUNS"], "one set of images"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, runs, arguments, words):
+    assert main([argument.replace("RUNS", str(runs)) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

@@ -1,0 +1,133 @@
+"""Kernel distances between two sets of features: KID and MMD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.metrics.distribution import SETTINGS, counts_with_original, feature_sets, set_value
+from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.values import in_each_space
+
+_BLOCK_VALUES = 2**22
+_MEDIAN_POINTS = 2000
+_INTERVAL = "interval: +- 1.96 bootstrap standard deviations over images"
+_ESTIMATORS = {
+    "": "usual unbiased estimate, which is too small by O(1/n) because each image meets its own sample",
+    "_paired": "unbiased estimate without the pairs of an image and its own sample",
+}
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+
+def kid(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`kid@space`, `kid_paired@space`: squared MMD under the kernel (x.y/d + 1)^3 (Binkowski et al. 2018); may be negative.
+
+    `kid` is the number that the usual mean over random subsets estimates.
+    """
+
+    def in_space(name: str) -> list[MetricValue]:
+        truth, samples = feature_sets(evaluation, name)
+        estimates = squared_mmd(truth, samples, cubic_kernel, counts_with_original(truth))
+        values = []
+        for (suffix, estimator), results in zip(_ESTIMATORS.items(), estimates, strict=True):
+            settings = (
+                f"{SETTINGS}, all n at once, which is the expectation of the mean over random subsets; "
+                f"{estimator}, can be negative; {_INTERVAL}"
+            )
+            values.append(set_value(evaluation, f"kid{suffix}", name, float(results[0]), results[1:].cpu(), settings))
+        return values
+
+    return in_each_space(evaluation, ["kid", "kid_paired"], in_space)
+
+
+def mmd(evaluation: EvaluationSet) -> list[MetricValue]:
+    """`mmd@space`, `mmd_paired@space`: sqrt(max(0, squared MMD)), Gaussian kernel with the median heuristic."""
+
+    def in_space(name: str) -> list[MetricValue]:
+        truth, samples = feature_sets(evaluation, name)
+        scale = median_squared_distance(truth)
+        kernel_settings = (
+            f"kernel exp(-r^2 / (2 l^2)), l^2 = {scale:.6g} = median squared distance "
+            f"of at most {_MEDIAN_POINTS} true images, the same for every method"
+        )
+        estimates = squared_mmd(truth, samples, gaussian_kernel(scale), counts_with_original(truth))
+        values = []
+        for (suffix, estimator), results in zip(_ESTIMATORS.items(), estimates, strict=True):
+            settings = f"{SETTINGS}; square root of the {estimator}; {kernel_settings}; {_INTERVAL} on MMD^2, clipped at 0"
+            square = set_value(evaluation, f"mmd{suffix}", name, float(results[0]), results[1:].cpu(), settings)
+            value, low, high = (max(0.0, bound or 0.0) ** 0.5 for bound in (square.value, square.low, square.high))
+            # The root of a clipped difference has no replicates that a normal interval could come from.
+            values.append(replace(square, value=value, low=low, high=high, replicates=None))
+        return values
+
+    return in_each_space(evaluation, ["mmd", "mmd_paired"], in_space)
+
+
+def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Two estimates of the squared MMD of x [n,d] and y [n,d], with row i of both taken counts[r, i] times, counts [R,n].
+
+    Gretton et al. 2012, "A kernel two-sample test": eq. 3, over all pairs across the sets, is what the literature computes.
+    It is unbiased for independent sets; where y_i is a reconstruction of x_i, their likeness makes it too small by O(1/n).
+    Eq. 4 leaves the pairs (x_i, y_i) out and is unbiased for both.
+
+    Within a set, a row is never paired with itself or its own copies: a resample would otherwise look more clustered than the
+    data. The kernel matrices are built in blocks of rows.
+
+    Returns:
+        eq. 3 and eq. 4, float64 [R] each; not finite where a resample holds a single row.
+    """
+    n = len(x)
+    within, across, own_pairs = torch.zeros(3, len(counts), dtype=x.dtype, device=x.device)
+    for rows in torch.arange(n, device=x.device).split(max(1, _BLOCK_VALUES // n)):
+        block = counts[:, rows]
+        own = torch.arange(len(rows), device=x.device)
+        for points in (x, y):
+            matrix = kernel(points[rows], points)
+            matrix[own, rows] = 0
+            within += ((block @ matrix) * counts).sum(1)
+        matrix = kernel(x[rows], y)
+        across += ((block @ matrix) * counts).sum(1)
+        own_pairs += block.square() @ matrix[own, rows]
+    distinct = n**2 - counts.square().sum(1)
+    return within / distinct - 2 * across / n**2, (within - 2 * (across - own_pairs)) / distinct
+
+
+def gaussian_kernel(squared_length: float) -> Kernel:
+    """exp(-r^2 / (2 squared_length)), [a,d] and [b,d] -> [a,b]."""
+    return lambda x, y: torch.exp(_squared_distances(x, y) / (-2 * squared_length))
+
+
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y/d + 1)^3, [a,d] and [b,d] -> [a,b]."""
+    return (x @ y.mT / x.shape[1] + 1) ** 3
+
+
+def median_squared_distance(x: Tensor) -> float:
+    """Median over pairs of different points of x [n,d], at most 2000 of them, evenly spaced.
+
+    Raises:
+        UserError: it is zero, so that it gives no length scale.
+    """
+    points = _thinned(x)
+    rows, columns = torch.triu_indices(len(points), len(points), offset=1, device=x.device)
+    median = float(np.median(_squared_distances(points, points)[rows, columns].cpu().numpy()))
+    if median <= 0:
+        raise UserError("more than half of all feature vectors are equal, so the median distance gives no kernel length")
+    return median
+
+
+def _thinned(x: Tensor) -> Tensor:
+    count = min(len(x), _MEDIAN_POINTS)
+    # Even spacing rather than the first points, because data sets are often sorted by class.
+    return x[torch.arange(count, device=x.device) * len(x) // count]
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)[None, :]
+    return (squares - 2 * x @ y.mT).clamp_min(0)

@@ -1,0 +1,177 @@
+"""The calibration figure of one or several runs of a task, from the ranks that their metrics stored; runs no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmbench.files import file_to_write
+from vfmbench.interfaces import UserError
+from vfmbench.metrics.ranks import (
+    central_coverage,
+    central_levels,
+    expected_coverage,
+    kolmogorov_test,
+    p_text,
+    rank_levels,
+    uniformity_p_value,
+)
+from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs, labels
+
+Curves = Mapping[str, Tensor]
+Style = dict[str, Any]
+
+# Okabe and Ito's colours, which stay apart for all common kinds of colour blindness; markers tell the runs apart in grey.
+_STYLES = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+    ("#000000", "X"),
+)
+_NORMAL_95 = 1.96
+_HISTOGRAM_TOP = 3.0
+_BAND: Style = {"color": "grey", "alpha": 0.25, "linewidth": 0}
+
+
+def calibration_figure(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Draws rank histogram, coverage and TARP curve of the runs in and below the folders, a row for each space, as a PNG.
+
+    Args:
+        out: by default `calibration.png` in the folder that the runs have in common.
+
+    Raises:
+        UserError: as `find_runs`; the runs are of several image sets, too many, or without ranks; `out` cannot be written.
+    """
+    groups = by_image_set(find_runs(folders))
+    if len(groups) > 1:
+        raise UserError(f"A calibration figure shows one set of images; these runs have {len(groups)}: {'; '.join(groups)}.")
+    ((title, runs),) = groups.items()
+    if len(runs) > len(_STYLES):
+        raise UserError(f"A calibration figure shows at most {len(_STYLES)} runs, not {len(runs)}; name some of them.")
+    spaces = _spaces(runs)
+    if not spaces:
+        raise UserError(
+            f"{runs[0].store.directory} has no ranks stored; `vfmbench metrics DIR --metrics calibration,tarp` computes them."
+        )
+    common = Path(os.path.commonpath([run.store.directory for run in runs]))
+    path = file_to_write(common / "calibration.png" if out is None else out)
+    _draw(title, dict(zip(labels(runs), runs, strict=True)), spaces, path)
+    return path
+
+
+def _spaces(runs: Sequence[StoredRun]) -> list[str]:
+    """Names of the spaces in which a run has ranks stored, pixels first."""
+    names = {name.partition("@")[2] for run in runs for name in run.curves}
+    return sorted(names, key=lambda name: (name != "pixel", name))
+
+
+def _draw(title: str, runs: Mapping[str, StoredRun], spaces: Sequence[str], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles: dict[str, Style] = {
+        heading: {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
+        for heading, (colour, marker) in zip(runs, _STYLES, strict=False)
+    }
+    panels: list[tuple[str, Callable[[Any, Curves, Mapping[str, Style]], None]]] = [
+        ("calibration_error", _rank_histogram),
+        ("calibration_error", _coverage),
+        ("tarp", _tarp),
+    ]
+    size = (4.2 * len(panels), 3.4 * len(spaces) + 0.9)
+    figure, axes = pyplot.subplots(len(spaces), len(panels), figsize=size, squeeze=False, layout="constrained")
+    for space, row in zip(spaces, axes, strict=True):
+        for (metric, panel), axis in zip(panels, row, strict=True):
+            name = f"{metric}@{space}"
+            panel(axis, {heading: run.curves[name] for heading, run in runs.items() if name in run.curves}, styles)
+            where = "pixels" if space == "pixel" else f"features of {space}"
+            axis.set_title(f"{axis.get_title()}, {where}", fontsize=10)
+            axis.tick_params(labelsize=8)
+            axis.grid(alpha=0.25, linewidth=0.6)
+    handles: list[Any] = [pyplot.Line2D([], [], label=heading, **style) for heading, style in styles.items()]
+    handles.append(pyplot.Rectangle((0, 0), 1, 1, label="95 % band of a calibrated sampler, each point by itself", **_BAND))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _rank_histogram(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
+    """Mean share of each rank, in units of the uniform share, and a band around the uniform law.
+
+    The band is as wide as the 95 % intervals over images are on average over the ranks; of several runs, the widest.
+    """
+    margins = [0.0]
+    for heading, shares in curves.items():
+        mean, margin = _mean_and_margin(shares * shares.shape[1])
+        axis.plot(torch.arange(shares.shape[1]), mean, **styles[heading])
+        margins.append(float(margin.square().mean().sqrt()))
+    axis.axhline(1, color="grey", linewidth=1, linestyle="--", zorder=0)
+    axis.axhspan(1 - max(margins), 1 + max(margins), zorder=0, **_BAND)
+    top = axis.get_ylim()[1]
+    axis.set_ylim(0, min(top, _HISTOGRAM_TOP))
+    axis.set_title("rank histogram")
+    axis.set_xlabel("rank of the truth among the samples")
+    axis.set_ylabel("frequency / uniform frequency" + (f" (cut at {_HISTOGRAM_TOP:g})" if top > _HISTOGRAM_TOP else ""))
+    tests = {heading: uniformity_p_value(shares) for heading, shares in curves.items()}
+    _write(axis, (0.5, 0.97), "top", [f"{heading}: {p_text(value)}" for heading, value in tests.items() if value is not None])
+
+
+def _coverage(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
+    """Coverage of the central intervals at their exact levels, with 95 % intervals over images."""
+    for heading, shares in curves.items():
+        levels = central_levels(shares.shape[1] - 1)
+        axis.errorbar(levels, *_mean_and_margin(central_coverage(shares)), capsize=2, **styles[heading])
+    _diagonal(axis)
+    axis.set_title("interval coverage")
+    axis.set_xlabel("level of the central interval")
+    axis.set_ylabel("observed coverage")
+
+
+def _tarp(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
+    """Expected coverage at every credibility level, and where that of a calibrated sampler lies in 95 % of cases."""
+    for heading, shares in curves.items():
+        axis.plot(rank_levels(shares.shape[1] - 1), expected_coverage(shares.mean(0)), **styles[heading])
+    # The runs differ in n only where images failed; the smallest n has the widest band.
+    n, ranks = min(shares.shape for shares in curves.values()) if curves else (1, 1)
+    levels = rank_levels(ranks - 1)
+    margin = _NORMAL_95 * (levels * (1 - levels) / n).sqrt()
+    axis.fill_between(levels, levels - margin, levels + margin, zorder=0, **_BAND)
+    _diagonal(axis)
+    axis.set_title("TARP expected coverage")
+    axis.set_xlabel("credibility level")
+    axis.set_ylabel("expected coverage")
+    _write(
+        axis, (0.75, 0.04), "bottom", [f"{heading}: {p_text(kolmogorov_test(shares)[0])}" for heading, shares in curves.items()]
+    )
+
+
+def _diagonal(axis: Any) -> None:
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--", zorder=0)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+
+
+def _mean_and_margin(per_image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over images and half the width of its normal 95 % interval, [n,k] -> [k], [k]; no width for a single image."""
+    deviation = per_image.std(0, correction=min(1, len(per_image) - 1))
+    return per_image.mean(0), _NORMAL_95 * deviation / len(per_image) ** 0.5
+
+
+def _write(axis: Any, place: tuple[float, float], end: str, lines: Sequence[str]) -> None:
+    """Small text whose end, "top" or "bottom", lies at the place, in units of the axes."""
+    if not lines:
+        return
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+    text = "\n".join(["test of calibration", *lines])
+    axis.text(*place, text, transform=axis.transAxes, fontsize=7, va=end, ha="center", bbox=box)

@@ -1,0 +1,283 @@
+"""Which of several runs on the same images are best, and which differ from a reference: paired tests, corrected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmbench.interfaces import Status, UserError
+from vfmbench.metrics.directions import Direction, direction, position
+from vfmbench.metrics.statistics import (
+    Interval,
+    holm,
+    mean_interval,
+    mean_replicates,
+    paired_p_values,
+    paired_set_difference,
+)
+from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs, labels
+
+LEVEL = 0.05
+
+# Estimates that another row gives without their bias.
+_LEFT_OUT = ("crps_fair", "mmd", "kid")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One column: a run, or why there is none."""
+
+    heading: str
+    status: Status
+    note: str = ""
+    run: StoredRun | None = None
+
+    @classmethod
+    def of(cls, heading: str, run: StoredRun) -> Entry:
+        return cls(heading, run.status, run.note, run if run.status == Status.DONE else None)
+
+
+@dataclass
+class Difference:
+    """A run's score minus another's on the same images; of a metric with a target, of the distances from it.
+
+    `per_image` is None for a statistic of the whole set. `p_value` is two-sided, None where there is no test; `corrected` is
+    Holm's, within the row of the table.
+    """
+
+    value: float
+    p_value: float | None = None
+    corrected: float | None = None
+    per_image: Tensor | None = None
+    bounds: Interval = (None, None)
+
+    def interval(self) -> Interval:
+        """95 % interval."""
+        return self.bounds if self.per_image is None else mean_interval(self.per_image)
+
+    @property
+    def significant(self) -> bool:
+        return self.corrected is not None and self.corrected < LEVEL
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run's value of one metric.
+
+    Attributes:
+        row: the metric's row of metrics.json; None if the run has no such metric.
+        best: the best of its row, or not significantly worse than the best.
+        sign: "+" or "-" if significantly better or worse than the reference, else "".
+        difference: to the reference; None where they were not compared.
+    """
+
+    row: Mapping[str, Any] | None
+    best: bool = False
+    sign: str = ""
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    name: str
+    direction: Direction | None
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table: one column for each entry, one row for each metric. `reference` is the heading that signs refer to."""
+
+    title: str
+    entries: list[Entry]
+    rows: list[MetricRow]
+    reference: str | None
+    notes: list[str]
+
+
+def tables_of(
+    folders: Sequence[Path], tasks: Sequence[str] | None, methods: Sequence[str] | None, reference: str | None
+) -> list[Comparison]:
+    """A comparison for each image set among the stored runs in and below the folders, in order of their titles.
+
+    Args:
+        reference: a method's name, a heading or a run's hash.
+
+    Raises:
+        UserError: as `find_runs`; no run, or several of one table, answer to `reference`.
+    """
+    comparisons = []
+    for title, runs in sorted(by_image_set(find_runs(folders, tasks, methods)).items()):
+        entries = [Entry.of(heading, run) for heading, run in zip(labels(runs), runs, strict=True)]
+        comparisons.append(compare(title, entries, reference and _heading(reference, entries, title)))
+    if reference is not None and not any(comparison.reference for comparison in comparisons):
+        raise UserError(f"--reference: no finished run of {reference} is among those found.")
+    return comparisons
+
+
+def _heading(reference: str, entries: Sequence[Entry], title: str) -> str | None:
+    """Heading of the finished run that `reference` names; None if this table has none."""
+    named = {
+        entry.heading
+        for entry in entries
+        if entry.run and reference in (entry.heading, entry.run.identity["method"], entry.run.hash)
+    }
+    if len(named) > 1:
+        raise UserError(f"--reference: {title} has several runs of {reference}; give the hash of one.")
+    return next(iter(named), None)
+
+
+def compare(title: str, entries: Sequence[Entry], reference: str | None = None) -> Comparison:
+    """Compares runs of one image set.
+
+    The family of tests that Holm's correction is for is one row: all methods against the best of the row, and again all against
+    the reference. Rows are questions of their own, asked of the same samples, so that their tests depend strongly on each
+    other; and a mark must not change because another metric was computed as well.
+
+    Args:
+        reference: heading of the entry that the others are tested against.
+    """
+    runs = {entry.heading: entry.run for entry in entries if entry.run is not None}
+    if reference is not None and reference not in runs:
+        reference = None
+    names = dict.fromkeys(name for run in runs.values() for name, row in run.metrics.items() if row["value"] is not None)
+    wanted = sorted((name for name in names if name.partition("@")[0] not in _LEFT_OUT), key=position)
+    directions = {name: _direction(name, runs.values()) for name in wanted}
+    mixed = [name for name in wanted if len({_feature_weights(name, run) for run in runs.values() if name in run.metrics}) > 1]
+    directions |= dict.fromkeys(mixed)
+    to_best = {name: _against_best(name, directions[name], runs) for name in wanted}
+    to_reference = {name: _against(name, directions[name], runs, reference) for name in wanted}
+    _test([*to_best.values(), *to_reference.values()])
+    rows = []
+    for name in wanted:
+        cells = []
+        for entry in entries:
+            difference = to_reference[name].get(entry.heading)
+            cells.append(
+                Cell(
+                    row=runs[entry.heading].metrics.get(name) if entry.heading in runs else None,
+                    best=_is_best(to_best[name], entry.heading),
+                    sign=_sign(directions[name], difference),
+                    difference=difference,
+                )
+            )
+        rows.append(MetricRow(name, directions[name], cells))
+    notes = [f"{entry.heading}: {entry.note}" for entry in entries if entry.note]
+    notes += [f"{', '.join(mixed)}: computed with different feature weights, and so not compared"] if mixed else []
+    return Comparison(title, list(entries), rows, reference, notes + _missing_notes(runs, names) + _measurement_notes(runs))
+
+
+def _feature_weights(name: str, run: StoredRun) -> str | None:
+    return run.metrics[name]["feature_weights_sha256"]
+
+
+def _direction(name: str, runs: Iterable[StoredRun]) -> Direction | None:
+    return direction(name, next(iter(runs)).identity["samples"])
+
+
+def _against_best(name: str, better: Direction | None, runs: Mapping[str, StoredRun]) -> dict[str, Difference]:
+    """Differences to the run with the best value, itself included; empty unless there is something to compare."""
+    scores = {heading: _score(name, better, run) for heading, run in runs.items()}
+    present = {heading: score for heading, score in scores.items() if score is not None}
+    if better is None or len(present) < 2:
+        return {}
+    best = (max if better.higher else min)(present, key=present.__getitem__)
+    differences = _against(name, better, runs, best)
+    # Without a test of anything, "the best" would say that the others are worse.
+    return {best: Difference(0.0, corrected=1.0), **differences} if differences else {}
+
+
+def _score(name: str, better: Direction | None, run: StoredRun) -> float | None:
+    value = run.metrics.get(name, {}).get("value")
+    return None if value is None or better is None else float(better.score(value))
+
+
+def _against(name: str, better: Direction | None, runs: Mapping[str, StoredRun], other: str | None) -> dict[str, Difference]:
+    """Differences of all runs to the other one, where they can be tested."""
+    if better is None or other is None:
+        return {}
+    found = {heading: _difference(name, better, run, runs[other]) for heading, run in runs.items() if heading != other}
+    return {heading: difference for heading, difference in found.items() if difference is not None}
+
+
+def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Difference | None:
+    """a - b, or None where the metric cannot be paired."""
+    if name in a.per_image and name in b.per_image:
+        common = a.per_image.index.intersection(b.per_image.index)
+        x, y = (torch.tensor(run.per_image.loc[common, name].to_numpy(), dtype=torch.float64) for run in (a, b))
+        if len(common) < 2 or not (x.isfinite() & y.isfinite()).all():
+            return None
+        if better.target is None:
+            return Difference(float((x - y).mean()), per_image=x - y)
+        scores = [better.score(float(values.mean())) for values in (x, y)]
+        return _of_sets(scores[0], scores[1], better.score(mean_replicates(x)), better.score(mean_replicates(y)), len(common))
+    same_images = a.per_image.index.equals(b.per_image.index)
+    if name in a.replicates and name in b.replicates and same_images:
+        first, second = _score(name, better, a), _score(name, better, b)
+        if first is not None and second is not None:
+            x, y = (better.score(torch.tensor(run.replicates[name].to_numpy())) for run in (a, b))
+            return _of_sets(first, second, x, y, len(a.per_image))
+    return None
+
+
+def _of_sets(a: float, b: float, replicates_a: Tensor, replicates_b: Tensor, n: int) -> Difference | None:
+    if a == b and torch.equal(replicates_a, replicates_b):
+        return Difference(0.0, p_value=1.0, bounds=(0.0, 0.0))
+    result = paired_set_difference(a, b, replicates_a, replicates_b, n)
+    if result.p_value is None:
+        return None
+    return Difference(result.difference, result.p_value, bounds=(result.low, result.high))
+
+
+def _test(families: Sequence[Mapping[str, Difference]]) -> None:
+    """Fills in the p-values, those of means all at once, and corrects each family."""
+    of_means = [(d, d.per_image) for family in families for d in family.values() if d.per_image is not None]
+    for (difference, _), p_value in zip(of_means, paired_p_values([values for _, values in of_means]), strict=True):
+        difference.p_value = p_value
+    for family in families:
+        tested = {heading: d.p_value for heading, d in family.items() if d.p_value is not None}
+        for heading, corrected in zip(tested, holm(list(tested.values())), strict=True):
+            family[heading].corrected = corrected
+
+
+def _is_best(differences: Mapping[str, Difference], heading: str) -> bool:
+    return heading in differences and not differences[heading].significant
+
+
+def _sign(better: Direction | None, difference: Difference | None) -> str:
+    if better is None or difference is None or not difference.significant:
+        return ""
+    return "+" if better.is_better(difference.value) else "-"
+
+
+def _missing_notes(runs: Mapping[str, StoredRun], present: Collection[str]) -> list[str]:
+    """Why no run has a value of a metric, which then has no row; reasons in common are told once."""
+    reasons: dict[str, list[str]] = {}
+    for run in runs.values():
+        for name, row in run.metrics.items():
+            if name not in present and name not in reasons.setdefault(row["reason"], []):
+                reasons[row["reason"]].append(name)
+    return [f"{Status.MISSING}: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _measurement_notes(runs: Mapping[str, StoredRun]) -> list[str]:
+    """A warning for each run that did not see the first one's measurements byte for byte."""
+    hashes = {heading: _measurement_hashes(run) for heading, run in runs.items()}
+    notes = []
+    for heading, own in list(hashes.items())[1:]:
+        first = next(iter(hashes))
+        differing = sum(own[index] != text for index, text in hashes[first].items() if index in own)
+        if differing:
+            notes.append(f"{heading} and {first} have different measurements of {differing} images (another device or version)")
+    return notes
+
+
+def _measurement_hashes(run: StoredRun) -> dict[str, str]:
+    path = run.store.directory / "measurements.json"
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,123 @@
+"""What a method costs on this machine: latency at batch 1, throughput at the best batch, memory, FLOPs, share of the peak.
+
+Timing only: samples are drawn and thrown away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vfmbench.interfaces import Evaluations, Sampler
+from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.running.cost import measure_cost
+from vfmbench.running.memory import peak_tensor_memory
+from vfmbench.running.runner import Plan, measure, out_of_memory
+
+_GROWTH, _WORTHWHILE = 4, 1.05
+_REPEATS, _ENOUGH_SECONDS = 3, 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one method.
+
+    Attributes:
+        latency: seconds for one sample of one image, the median of at most three calls.
+        seconds: seconds per sample at `batch`, the batch size (in samples) of the highest throughput that was tried.
+        network_share: share of `seconds` inside networks and codec.
+        evaluations: per sample.
+        flops: of one sample, multiplications and additions counted apart; matrix products, convolutions, attention only.
+        peak_share: flops / seconds over the device's own rate on a large matrix product.
+        memory: bytes of tensors at batch 1, weights not included; `memory_per_sample`: what each further sample adds.
+    """
+
+    latency: float
+    seconds: float
+    batch: int
+    network_share: float
+    evaluations: Evaluations
+    flops: float
+    peak_share: float
+    memory: int
+    memory_per_sample: float
+
+
+def matrix_rate(device: torch.device) -> float:
+    """FLOP/s of a large float32 matrix product under the process's settings, the best of five."""
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.randn(side, side, device=device)
+    return 2 * side**3 / min(_seconds(lambda: matrix @ matrix, device) for _ in range(5))
+
+
+def bench(plan: Plan, rate: float, largest_batch: int) -> Cost:
+    """Measures one plan; `rate` from `matrix_rate`, so that all methods are held against the same number.
+
+    Batches grow fourfold from 1 to `largest_batch` as long as the time per sample falls by 5 % or more and memory suffices.
+    """
+    sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
+
+    def drawing(batch: int) -> Callable[[], object]:
+        """A call that draws one sample for each of `batch` images, beginning again at the first where the split is smaller."""
+        positions = [row % len(plan.dataset) for row in range(batch)]
+        _, measurement = measure(plan, positions)
+        noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(1)))
+        return lambda: sampler.sample(measurement, 1, noise)
+
+    single = drawing(1)
+    with FlopCounterMode(display=False) as counter:
+        single()
+    memory = peak_tensor_memory(single, plan.device)
+    memory_per_sample = (peak_tensor_memory(drawing(3), plan.device) - memory) / 2
+    best = latency = _measured(single, sampler, 1, plan.device)
+    evaluations = sampler.meter.per_sample(1)
+    batch, best_batch = _GROWTH, 1
+    while batch <= largest_batch:
+        try:
+            cost = _measured(drawing(batch), sampler, batch, plan.device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            break
+        gain = best["seconds"] / cost["seconds"]
+        if gain > 1:
+            best, best_batch = cost, batch
+        if gain < _WORTHWHILE:
+            break
+        batch *= _GROWTH
+    flops = float(counter.get_total_flops())
+    return Cost(
+        latency=latency["seconds"],
+        seconds=best["seconds"],
+        batch=best_batch,
+        network_share=best["network_seconds"] / best["seconds"],
+        evaluations=evaluations,
+        flops=flops,
+        peak_share=flops / best["seconds"] / rate,
+        memory=memory,
+        memory_per_sample=memory_per_sample,
+    )
+
+
+def _measured(call: Callable[[], object], sampler: Sampler, batch: int, device: torch.device) -> dict[str, float]:
+    """Cost per sample of the call with the median time of at most three, fewer where they are long."""
+    costs: list[dict[str, float]] = []
+    while len(costs) < _REPEATS and sum(cost["seconds"] for cost in costs) * batch < _ENOUGH_SECONDS:
+        with measure_cost(sampler.meter, batch, device) as cost:
+            call()
+        costs.append(cost)
+    return sorted(costs, key=lambda cost: cost["seconds"])[len(costs) // 2]
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,147 @@
+"""Metrics without sampling: of a run's stored samples, or of any folder of images against a folder of true images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vfmbench.config import RunIdentity, validate
+from vfmbench.interfaces import Dataset, Status, Suite, UserError
+from vfmbench.metrics.compute import Metric, compute_metrics
+from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.models.external import ExternalPaths
+from vfmbench.models.features import EXTERNAL_SPACES, external_space
+from vfmbench.models.perceptual import NETS, perceptual_distance
+from vfmbench.provenance import environment, now
+from vfmbench.registry import metrics as metric_registry
+from vfmbench.registry import suites
+from vfmbench.running.cost import cost_metrics, summarise
+from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
+from vfmbench.running.image_folders import read_pairs
+from vfmbench.running.runner import LOG, Run, logging_to
+from vfmbench.running.store import SCHEMA_VERSION, RunStore, metric_row
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """Metrics of the images in `samples`; `rows` are as in a run's metrics.json."""
+
+    samples: Path
+    reference: Path
+    num_images: int
+    num_samples: int
+    rows: list[dict[str, Any]]
+
+
+def score_run(
+    directory: Path, metrics: Sequence[str] | None, options: Mapping[str, Mapping[str, Any]], device: torch.device
+) -> Run:
+    """Computes metrics of the samples stored in a run directory and stores them there, beside or in place of earlier ones.
+
+    Neither the method nor the task is needed, only the suite.
+
+    Args:
+        metrics: names; None for all.
+        options: by section: `data` (where the images lie, which a run does not store) and `weights`.
+
+    Raises:
+        MissingError: the suite's data is not there.
+        UserError: not a run directory, no samples in it, other data than the run's, an unknown metric.
+    """
+    chosen = _metrics(metrics)
+    store = RunStore(directory)
+    identity = _identity(store)
+    suite, dataset = _suite_of(identity, options)
+    networks = metric_networks(suite, device)
+    with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
+        stored = len(store.finished())
+        if not stored:
+            raise UserError(f"{directory} holds no samples yet.")
+        session = {"started": now(), "images": 0, "metrics": list(chosen), **environment(device)}
+        LOG.info("metrics of %d stored images: %s", stored, ", ".join(chosen))
+        records = store.compile_tables(identity)
+        evaluation, index = stored_evaluation(store, suite, dataset, identity.num_images, records, networks)
+        values = {name: compute_metrics(evaluation, {name: metric}) for name, metric in chosen.items()}
+        # What other metrics stored stays, unless it is of other images: samples may have been added since.
+        store.write_metrics({**values, "cost": cost_metrics(records)}, index, keep=_scored_images(store) == index)
+        facts = store.provenance()
+        sessions = [*facts.get("sessions", []), {**session, "ended": now()}]
+        store.write_provenance({**facts, "sessions": sessions, "cost": summarise(records)})
+        LOG.info("done")
+    note = "" if stored == identity.num_images else f"only {stored} of {identity.num_images} images are stored"
+    return Run(store, Status.DONE, note)
+
+
+def score_folders(
+    samples: Path,
+    reference: Path,
+    features: Sequence[str] | None,
+    metrics: Sequence[str] | None,
+    paths: ExternalPaths,
+    device: torch.device,
+) -> FolderScores:
+    """Computes metrics of a folder of images against a folder of true images; see `read_pairs`. Writes nothing.
+
+    Args:
+        features: names of feature spaces, which then must be there; None for all, with the metrics in absent ones missing.
+        metrics: names; None for all.
+
+    Raises:
+        MissingError: a feature space that was asked for has no weights.
+        UserError: an unknown name, or folders that cannot be paired.
+    """
+    chosen = _metrics(metrics)
+    if features is None:
+        spaces = load_or_reason(EXTERNAL_SPACES, lambda name: external_space(name, paths, device))
+    else:
+        spaces = {name: external_space(name, paths, device) for name in features}
+    distances = load_or_reason(NETS, lambda name: perceptual_distance(name, paths, device))
+    pairs = read_pairs(samples, reference)
+    evaluation = EvaluationSet(
+        truth=pairs.truth, samples=pairs.samples, feature_spaces=spaces, perceptual=distances, planned=len(pairs.truth)
+    )
+    rows = [metric_row(name, value) for name, metric in chosen.items() for value in compute_metrics(evaluation, {name: metric})]
+    return FolderScores(samples, reference, len(evaluation), evaluation.num_samples, rows)
+
+
+def _metrics(names: Sequence[str] | None) -> dict[str, Metric]:
+    return {name: metric_registry.get(name) for name in (metric_registry.names() if names is None else names)}
+
+
+def _identity(store: RunStore) -> RunIdentity:
+    try:
+        config = store.config()
+        content, version = config["identity"], config["schema_version"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise UserError(
+            f"{store.directory} is no run directory; to score a folder of images, add --reference FOLDER with the true ones."
+        ) from None
+    # Samples in another layout would be set aside as unreadable, as if they had to be drawn again.
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{store.directory} was stored by another version of vfmbench (layout {version}, this one reads {SCHEMA_VERSION})."
+        )
+    return validate(RunIdentity, content, f"{store.directory / 'config.yaml'}: identity.")
+
+
+def _suite_of(identity: RunIdentity, options: Mapping[str, Mapping[str, Any]]) -> tuple[Suite, Dataset]:
+    data = {**identity.suite_options, **options.get("data", {})}
+    suite: Suite = suites.get(identity.suite)({"data": data, "weights": options.get("weights", {})})
+    dataset = suite.dataset(identity.split)
+    if dataset.sha256 != identity.dataset_sha256:
+        raise UserError(
+            f"The {identity.split} split of {identity.suite} is not the one that the run was made from: its hash is "
+            f"{dataset.sha256[:12]}..., the run's {identity.dataset_sha256[:12]}...."
+        )
+    return suite, dataset
+
+
+def _scored_images(store: RunStore) -> list[int]:
+    """Positions of the images that the stored metrics are of; none if there are no metrics."""
+    path = store.directory / "metrics_per_image.parquet"
+    return store.read_table(path.name)["index"].tolist() if path.exists() else []
