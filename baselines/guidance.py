@@ -18,11 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.config import tuned_values
+from vfmbench.config import ClassLabel, tuned_values
 from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
-from vfmbench.registry import unknown_name
 
 Rule = Literal["unit", "residual", "sign"]
 Draw = Callable[[], Tensor]
@@ -32,7 +31,7 @@ class SolverOptions(Options):
     """Options of every solver."""
 
     guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance; 1 turns it off")
-    label: Literal["true", "null"] = Field("true", description="class that the network is given; null: none, without guidance")
+    label: ClassLabel = Field("true", description="class that the network is given; null: none, without guidance")
 
 
 class GuidanceOptions(SolverOptions):
@@ -81,7 +80,8 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 def norms(x: Tensor) -> Tensor:
     """L2 norm of each sample, [B,...] -> [B]."""
-    return x.flatten(1).norm(dim=1)
+    # The squares of a large float32 gradient overflow, and an infinite norm would make its unit vector zero.
+    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64).to(x.dtype)
 
 
 def smooth_norms(x: Tensor) -> Tensor:
@@ -162,16 +162,13 @@ class Solver:
     def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
         """Options by name: `paper` (the VFM paper's comparison), `original` (the method's authors), `tuned` (for this suite).
 
-        Raises UserError for another name, MissingError where nothing has been tuned.
+        Raises MissingError where nothing has been tuned.
         """
-        presets: dict[str, Callable[[], Mapping[str, Any]]] = {
-            "paper": dict,
-            "original": lambda: cls.original(task.problem),
-            "tuned": lambda: tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite),
-        }
-        if name not in presets:
-            raise unknown_name("preset", name, presets)
-        return presets[name]()
+        if name == "original":
+            return cls.original(task.problem)
+        if name == "tuned":
+            return tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite)
+        return {}
 
     def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
         """The solver's steps, one sample a row of the measurement; the last state is the result."""

@@ -5,12 +5,13 @@ Source: Variational Flow Maps (arXiv 2603.07276), algorithm 1: z ~ q(z|y,c), the
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.config import ClassLabel
 from vfmbench.interfaces import Measurement, MissingError, NoiseSource, Samples, Suite, Task, UserError
 from vfmbench.interfaces import Options as BaseOptions
 from vfmbench.methods.adapter import NoiseAdapter
@@ -27,7 +28,7 @@ class AdapterSampler:
         projection: bool = Field(
             False, description="glue the observation into the result (VFM appendix B.2.3); linear tasks only"
         )
-        label: Literal["true", "null"] = Field("true", description="class that the flow map is given; null: none")
+        label: ClassLabel = Field("true", description="class that the flow map is given; null: none")
 
     weights: ClassVar[tuple[str, ...]]
 

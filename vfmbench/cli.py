@@ -271,7 +271,12 @@ def _compare(options: argparse.Namespace) -> int:
             console.OUT.print(rendering.to_text(compare(task, entries, first)))
         console.OUT.print(f"{rendering.legend('the first finished method')} {tables.comparison_note(options.preset)}")
         console.OUT.print("\n".join(f"Picture: {path}" for path in pictures))
-    return EXIT_FAILED if any(run.status == Status.FAILED for row in results.values() for run in row.values()) else 0
+    statuses = {run.status for row in results.values() for run in row.values()}
+    if Status.FAILED in statuses:
+        return EXIT_FAILED
+    if Status.DONE in statuses:
+        return 0
+    return MissingError.exit_code if Status.MISSING in statuses else UserError.exit_code
 
 
 def _entry(method: str, result: Any) -> Any:
@@ -379,6 +384,8 @@ def _bench(options: argparse.Namespace) -> int:
                 costs[method] = bench(cell, rate, options.largest_batch)
             except UserError as error:
                 notes[method] = str(error)
+            except Exception as error:
+                notes[method] = f"{type(error).__name__}: {error}"
         update(len(methods), len(methods))
     if options.json:
         print(json.dumps({"costs": {method: asdict(cost) for method, cost in costs.items()}, "left_out": notes}))

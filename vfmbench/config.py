@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vfmbench.interfaces import MissingError, Options, Suite, Task, UserError
 from vfmbench.registry import unknown_name
@@ -18,6 +18,14 @@ from vfmbench.registry import unknown_name
 OptionsType = TypeVar("OptionsType", bound=BaseModel)
 
 RUN_SECTIONS = ("method", "task", "data", "weights")
+PRESETS = ("paper", "original", "tuned")
+
+# YAML reads an unquoted true or null as a value of its own.
+_YAML_WORDS = {True: "true", None: "null"}
+ClassLabel = Annotated[
+    Literal["true", "null"], BeforeValidator(lambda value: value if isinstance(value, str) else _YAML_WORDS.get(value, value))
+]
+"""Which class a network is given: the image's own, or the null class."""
 
 
 class RunConfig(BaseModel):
@@ -115,23 +123,28 @@ def parse_overrides(pairs: Sequence[str], sections: Sequence[str]) -> dict[str, 
 def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str, Any]:
     """The options that `vfmbench tune` chose for a method on a task, from the file that it wrote.
 
-    Raises UserError for a file of another suite, MissingError if it has nothing for this method and task.
+    Raises UserError for a file that it did not write or that is of another suite, MissingError if it has nothing for this
+    method and task.
     """
-    hint = f"vfmbench tune --suite {suite.name} --method {method} --task {task.name}"
+    planned = method in suite.tuning.get("methods", {}) and task.name in suite.tuning.get("tasks", ())
+    command = f"vfmbench tune --suite {suite.name} --method {method} --task {task.name}"
+    hint = f"run {command}" if planned else f"the suite {suite.name} plans no tuning of it, so take --preset paper or options"
     if not path.is_file():
-        raise MissingError(f"Nothing is tuned for the suite {suite.name}: there is no {path.name}; run {hint}.")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
-        raise UserError(f"{path} is not a file that `vfmbench tune` wrote.")
-    if content.get("suite") != suite.name:
-        raise UserError(f"{path} was tuned for the suite {content.get('suite')!r}, not {suite.name!r}.")
-    tasks = content["methods"].get(method, {})
-    entry = tasks.get(task.name) or tasks.get(task.problem)
+        raise MissingError(f"Nothing is tuned for the suite {suite.name}: there is no {path.name}; {hint}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+        found, tasks = content["suite"], content["methods"].get(method, {})
+        entry = tasks.get(task.name) or tasks.get(task.problem)
+        options = None if entry is None else entry["options"]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a file that `vfmbench tune` wrote.") from None
+    if found != suite.name:
+        raise UserError(f"{path} was tuned for the suite {found!r}, not {suite.name!r}.")
     if entry is None:
-        raise MissingError(f"{path.name} has no tuned {method} for {task.name}; run {hint}.")
-    if entry["options"] is None:
+        raise MissingError(f"{path.name} has no tuned {method} for {task.name}; {hint}.")
+    if options is None:
         raise MissingError(f"{path.name}: no setting of {method} on {task.name} could be chosen; see its trials there.")
-    return dict(entry["options"])
+    return dict(options)
 
 
 def dump(options: Options) -> dict[str, Any]:

@@ -27,9 +27,17 @@ def replace_file(path: Path, write: bytes | Callable[[Path], None]) -> None:
 
 def file_to_write(path: Path) -> Path:
     """The path itself. Raises UserError if no file can be written there, which is better learnt before the work."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--out: cannot write to {path}.")
     return path
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds `path` against other processes that do the same, waiting for them; for reading and replacing a shared file."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -333,6 +333,7 @@ class MetricValue:
         low, high: 95 % interval.
         n: number of images it was computed from.
         per_image: the values that `value` is the mean of, float64 [n], for paired comparisons.
+        broken: `reason` is an error other than a lack of data or weights, so that the next run tries again.
         replicates: for a statistic of the whole set, its values on bootstrap resamples, float64 [R], for paired comparisons:
             every run of n images is resampled alike.
         curves: what each image adds to a curve that belongs to the metric, float64 [n,k], for figures.
@@ -349,6 +350,7 @@ class MetricValue:
     feature_weights_sha256: str | None = None
     settings: str = ""
     reason: str | None = None
+    broken: bool = False
     per_image: Tensor | None = field(default=None, compare=False, repr=False)
     replicates: Tensor | None = field(default=None, compare=False, repr=False)
     curves: Tensor | None = field(default=None, compare=False, repr=False)

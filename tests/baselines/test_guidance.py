@@ -14,11 +14,12 @@ from vfmbench.baselines.latent_dps import LatentDPS
 from vfmbench.baselines.mpgd import MPGD
 from vfmbench.baselines.psld import PSLD
 from vfmbench.baselines.unguided import Unguided
-from vfmbench.config import validate
+from vfmbench.config import RunConfig, validate
 from vfmbench.interfaces import MissingError, UserError
 from vfmbench.models.images import to_float
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
+from vfmbench.running.runner import plan
 
 from .checks import advance, build
 from .toys import CPU, PROBLEMS, Float64Noise, ToySuite, measure, random_suite, toy_task
@@ -282,13 +283,35 @@ def test_original_settings_depend_on_the_problem():
     assert [original(PSLD, task)["omega"] for task in (box, blur)] == [0.1, 1.0]
 
 
-@pytest.mark.parametrize("solver_class", SOLVERS)
-def test_preset_that_does_not_exist(solver_class):
+@pytest.mark.parametrize("solver_class", [solver for solver in SOLVERS if solver is not Unguided])
+def test_nothing_tuned_says_how_to_tune_if_the_suite_plans_it(solver_class):
     task, suite = toy_task("denoise"), random_suite()
-    with pytest.raises(UserError, match=r"Unknown preset 'papr'\. Did you mean 'paper'"):
-        solver_class.preset("papr", "method", task, suite)
+    suite.tuning = {}
+    with pytest.raises(MissingError, match="plans no tuning"):
+        solver_class.preset("tuned", "mine", task, suite)
+    suite.tuning = {"methods": {"mine": {}}, "tasks": ["denoise"]}
     with pytest.raises(MissingError, match="vfmbench tune --suite toy --method mine --task denoise"):
         solver_class.preset("tuned", "mine", task, suite)
+
+
+@pytest.mark.parametrize("method", ["pinv", "flowchef"])
+def test_preset_that_does_not_exist(method, tmp_path):
+    def planned(preset):
+        return plan(RunConfig(method=method, task="denoise", preset=preset, out=tmp_path))
+
+    with pytest.raises(UserError, match=r"Unknown preset 'papr'\. Did you mean 'paper'"):
+        planned("papr")
+    with pytest.raises(UserError, match=r"no file .*mine\.yaml"):
+        planned(str(tmp_path / "mine.yaml"))
+
+
+def test_the_anchor_has_nothing_to_tune():
+    assert Unguided.preset("tuned", "unguided", toy_task("denoise"), random_suite()) == {}
+
+
+def test_unit_of_a_gradient_whose_squares_overflow():
+    gradient = torch.full((2, 1, 2, 2), 1e25)
+    assert torch.allclose(unit(gradient), torch.full_like(gradient, 0.5))
 
 
 FLOATS = [

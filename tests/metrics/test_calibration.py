@@ -136,6 +136,9 @@ def test_levels_of_the_data_decide_ties(gaussian_set):
     assert found["calibration_error@pixel"].value < 0.02
     count, nearest = data_levels(torch.arange(256).to(torch.uint8))
     assert (count, nearest.tolist()) == (256, list(range(256)))
+    count, nearest = data_levels(torch.tensor([[10, 200], [10, 12]]).to(torch.uint8))
+    assert count == 3
+    assert nearest[[0, 10, 13, 105, 107, 255]].tolist() == [10, 10, 12, 12, 200, 200]
 
 
 def test_results_do_not_depend_on_blocks(gaussian_set, monkeypatch):
@@ -172,8 +175,8 @@ def test_directions_are_fixed_unit_vectors():
 
 def test_too_few_samples_or_images(gaussian_set):
     single = gaussian_set(n=5, count=1)
-    for metric in (calibration, tarp, spread_skill):
-        with pytest.raises(UserError, match="at least 2 samples"):
+    for metric, verb in ((calibration, "samples need"), (tarp, "TARP needs"), (spread_skill, "spread of .* needs")):
+        with pytest.raises(UserError, match=f"{verb} at least 2 samples"):
             metric(single)
     with pytest.raises(UserError, match="at least 3, not 2"):
         tarp(gaussian_set(n=2, count=4))

@@ -49,7 +49,7 @@ def make_run(tmp_path) -> Callable[..., StoredRun]:
         (store.directory / "samples").mkdir(parents=True)
         store.write_config(identity)
         store.write_provenance({"status": status, "note": ""})
-        store.write_metrics({value.name: [value] for value in values}, list(index or range(n)), keep=False)
+        store.write_metrics({value.name: [value] for value in values}, list(index or range(n)))
         return StoredRun.read(store)
 
     return make

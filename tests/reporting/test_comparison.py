@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from vfmbench.interfaces import MetricValue, Status, UserError
-from vfmbench.metrics.statistics import holm, paired_difference
+from vfmbench.metrics.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 from vfmbench.metrics.values import mean_value
 from vfmbench.reporting.comparison import Entry, compare, tables_of
+from vfmbench.running.store import SCHEMA_VERSION
 
 N = 60
 DIFFICULTY = 5 * torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -103,6 +104,36 @@ def test_coverage_is_better_nearer_to_its_level(make_run):
     assert comparison.rows[0].direction.target == pytest.approx(9 / 11)
 
 
+def test_distances_of_means_differ_if_neither_their_difference_nor_their_sum_may_be_zero(make_run):
+    """Coverages at 0.02 below and 0.03 above their level: the difference of the values is sure, that of the distances not."""
+    own = torch.randn(2, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own = (own - own.mean(1, keepdim=True)) / own.std(1, keepdim=True)
+    level = 9 / 11
+    runs = [
+        make_run(name, [mean_value("interval_coverage@pixel", level + shift + 0.05 * noise, "")])
+        for name, shift, noise in zip(("below", "above"), (-0.02, 0.03), own, strict=True)
+    ]
+    _, cells = compared(runs, "below")
+    assert marks(cells["interval_coverage@pixel"]) == {"below": "*", "above": "*"}
+    difference = cells["interval_coverage@pixel"]["above"].difference
+    below, above = (torch.tensor(run.per_image["interval_coverage@pixel"].to_numpy()) - level for run in runs)
+    assert difference.value == pytest.approx(0.01)
+    assert difference.p_value == max(paired_p_values([above + below, above - below]))
+    assert difference.interval()[0] < 0 < difference.interval()[1]
+
+
+def test_few_images_test_means_only(make_run):
+    count = FEWEST_IMAGES - 1
+    noise = 0.01 * torch.randn(2, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    runs = [
+        make_run(name, [mean_value(metric, shift + own, "") for metric in ("psnr", "residual")])
+        for name, shift, own in zip("ab", (1.0, 2.0), noise, strict=True)
+    ]
+    _, cells = compared(runs, "b")
+    assert marks(cells["psnr"]) == {"a": "-", "b": "*"}
+    assert marks(cells["residual"]) == {"a": "", "b": ""}
+
+
 def test_set_statistics_are_compared_on_equal_resamples_only(make_run):
     a = make_run("a", [of_set("fid@digitnet", 1.0), per_image("psnr", 0)])
     b = make_run("b", [of_set("fid@digitnet", 1.2, seed=2), per_image("psnr", 0)])
@@ -131,6 +162,33 @@ def test_without_direction_or_test_there_is_no_mark(make_run):
     )
     assert all(marks(row) == {"a": "", "b": ""} for row in cells.values())
     assert list(cells) == ["mmd_paired@digitnet", "diversity@pixel", "my_metric"]
+
+
+def test_estimates_that_are_too_small_and_evaluations_that_nobody_made_have_no_row(make_run):
+    names = ("crps@pixel", "crps_fair@pixel", "mmd@digitnet", "kid@digitnet", "kid_paired@digitnet")
+    costs = {"nfe": 0.0, "network_vjps": 0.0, "decoder_vjps": 0.0, "encoder_forwards": 0.0}
+    values = [*(per_image(name, 0) for name in names), *(MetricValue(name, value, n=3) for name, value in costs.items())]
+    other = [*values[:-1], MetricValue("encoder_forwards", 2.0, n=3)]
+    _, cells = compared([make_run("a", values), make_run("b", other)])
+    costs_shown = ["nfe", "network_vjps", "encoder_forwards"]
+    assert list(cells) == ["crps@pixel", "crps_fair@pixel", "kid_paired@digitnet", *costs_shown]
+    assert cells["encoder_forwards"]["a"].row["value"] == 0
+
+
+def test_warnings_of_settings_stand_below_the_table(make_run):
+    def value(name, warning):
+        return MetricValue(name, 1.0, n=N, settings=f"some network; {warning}; K=10 samples")
+
+    other, few = "WARNING: x.pth is NOT the published y.pth", "WARNING: n = 3 images for d = 8 features"
+    runs = [
+        make_run("a", [value("fid@dino", other), value("kid_paired@dino", other), value("fid@digitnet", few)]),
+        make_run("b", [value("fid@dino", other), value("kid_paired@dino", other), value("fid@digitnet", "fine")]),
+        make_run("c", [per_image("psnr", 0)]),
+    ]
+    notes = compared(runs)[0].notes
+    assert f"fid@dino, kid_paired@dino: {other}" in notes
+    assert f"fid@digitnet (a): {few}" in notes
+    assert sum("WARNING" in note for note in notes) == 2
 
 
 def test_unfinished_runs_and_missing_values(make_run):
@@ -209,6 +267,13 @@ def test_folders_without_runs(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="not a run's configuration"):
+        tables_of([tmp_path], None, None, None)
+
+
+def test_a_run_of_another_layout_is_refused(make_run, tmp_path):
+    path = make_run("a", [per_image("psnr", 0)]).store.directory / "config.yaml"
+    path.write_text(path.read_text().replace(f"schema_version: {SCHEMA_VERSION}", "schema_version: 1"))
+    with pytest.raises(UserError, match=f"layout 1, this one reads {SCHEMA_VERSION}"):
         tables_of([tmp_path], None, None, None)
 
 

@@ -3,10 +3,13 @@ import json
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from vfmbench.interfaces import MetricValue, Status
 from vfmbench.metrics.values import mean_value
+from vfmbench.reporting.columns import Column
 from vfmbench.reporting.comparison import Entry, compare
+from vfmbench.reporting.console import OUT
 from vfmbench.reporting.rendering import document, to_latex, to_markdown, to_text, value_text
 
 
@@ -55,6 +58,69 @@ def test_text(comparison, capsys):
     assert "bad: trained elsewhere" in printed
     assert "none: RuntimeError: boom" in printed
     assert comparison.entries[0].run.hash in printed
+
+
+@pytest.fixture
+def many(make_run):
+    """Eleven methods whose names are longer than their numbers, and one cell that is longer than its column's name."""
+    n = 40
+    noise = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    entries = []
+    for number in range(11):
+        values = [mean_value("psnr", 20 + number + noise, "dB"), MetricValue("nfe", 1.0, 1.0, 1.0, 3)]
+        if number == 4:
+            values.append(MetricValue("recall@digitnet", 0.019, 0.0, 0.084, n))
+        heading = f"latent_sampler_of_kind_{number:02d}"
+        entries.append(Entry(heading, Status.DONE, run=make_run(heading, values)))
+    return compare("A task", entries)
+
+
+def printed_at(width, comparison, capsys):
+    Console(width=width).print(to_text(comparison))
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_wide_table_is_split_and_nothing_is_cut_or_folded(many, capsys):
+    lines = printed_at(100, many, capsys)
+    assert max(map(len, lines)) <= 100
+    tops = [number for number, line in enumerate(lines) if line.startswith("┏")]
+    assert len(tops) > 2
+    assert sum(line.startswith("│ psnr ") for line in lines) == len(tops)
+    # One line for each of the three metrics and for the hashes: no cell is in two.
+    assert sum(line.startswith("│") for line in lines) == 4 * len(tops)
+    whole = "\n".join(lines)
+    assert "…" not in whole
+    assert "0.019 [0.000, 0.084]" in whole
+    for entry in many.entries:
+        assert entry.run.hash in whole
+    headings = [line for line in lines if line.startswith("┃")]
+    assert len(headings) > len(tops)
+    assert sum(f"kind_{number:02d} ┃" in line for line in headings for number in range(11)) == 11
+
+
+def test_a_table_takes_the_width_it_needs_where_there_is_no_limit(many, capsys):
+    lines = printed_at(100_000, many, capsys)
+    assert sum(line.startswith("┏") for line in lines) == 1
+    assert max(map(len, lines)) < 300
+
+
+def test_output_that_is_no_terminal_has_no_width(many, capsys):
+    OUT.print(to_text(many))
+    assert capsys.readouterr().out.count("┏") == 1
+
+
+@pytest.mark.parametrize(
+    ("heading", "cell", "lines"),
+    [
+        ("latent_dps", "17.8 ±0.2", ["latent_", "dps"]),
+        ("latent_dps", "17.80 ±0.18", ["latent_dps"]),
+        ("classifier_free", "1", ["classifier_", "free"]),
+        ("vfm steps=4 #a1b2c3", "16.7 ±0.1", ["vfm ", "steps=4 ", "#a1b2c3"]),
+        ("", "↑", [""]),
+    ],
+)
+def test_headings_are_folded_to_the_width_of_their_cells(heading, cell, lines):
+    assert Column(heading, [Text(cell)]).lines == lines
 
 
 def test_markdown_and_latex(comparison):

@@ -135,3 +135,14 @@ def test_samples_are_the_same_if_they_do_not_fit_into_one_batch(run_plugin, batc
     parts, rows_seen = run_plugin("parts", samples=5, batch_size=batch_size)
     assert max(rows_seen) <= batch_size or batch_size == 7
     assert torch.equal(images_of(whole), images_of(parts))
+
+
+def test_a_latent_that_explodes_behind_a_bounded_decoder(run_plugin):
+    def sample(self, measurement, num_samples, noise):
+        images = Plugin.sample(self, measurement, num_samples, noise).images
+        return Samples(images, torch.where((measurement.index == 2)[:, None, None, None, None], 1e12, images))
+
+    result, _ = run_plugin("bounded", sample=sample, num_images=4)
+    records = pd.read_parquet(result.results().directory / "records.parquet")
+    assert set(records.loc[records["status"] == Status.DIVERGED, "index"]) == {2}
+    assert "3 of 12 samples diverged; the 1 images" in result.note

@@ -42,7 +42,7 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
     The coverage is that of the central interval whose exact level is nearest to 90 % (`quoted_level`), the error the mean
     |coverage - level| over all levels that S samples give; its curve is each image's shares of ranks.
     """
-    _check_samples(evaluation, "ranks among an image's samples")
+    _check_samples(evaluation, "ranks among an image's samples need")
     truth, samples = evaluation.truth.flatten(1), evaluation.samples.flatten(2)
 
     def in_pixels() -> list[MetricValue]:
@@ -71,7 +71,7 @@ def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
     of another position, the next on a random cycle through all of them: it is drawn from the prior, knows nothing of the
     image's own truth, and is the same for every method.
     """
-    _check_samples(evaluation, "TARP")
+    _check_samples(evaluation, "TARP needs")
     if len(evaluation) < 3:
         raise UserError(f"TARP takes its reference points from other images and needs at least 3, not {len(evaluation)}")
     references = random_cycle(len(evaluation)).to(evaluation.truth.device)
@@ -100,7 +100,7 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
     close together for the error they make. SNaP's calibration ratio (variance over squared error without the variance's own
     share in it) is S r^2 / (S + 1 - r^2) of this ratio r, and says the same.
     """
-    _check_samples(evaluation, "the spread of an image's samples")
+    _check_samples(evaluation, "the spread of an image's samples needs")
     count = evaluation.num_samples
 
     def moments(truth: Tensor, samples: Tensor) -> Tensor:
@@ -133,7 +133,8 @@ def data_levels(truth: Tensor) -> tuple[int, Tensor]:
     Data of few levels (binary or coarsely scanned images) would otherwise rank below every sample that misses one by 1/255.
     Photographs have all 256 levels, which changes nothing.
     """
-    levels = truth.unique().long()
+    # Counted, not sorted: Tensor.unique takes many times the images' memory.
+    levels = truth.flatten().bincount(minlength=256).nonzero()[:, 0]
     every = torch.arange(256, device=truth.device)
     return len(levels), levels[(every[:, None] - levels).abs().argmin(1)].to(torch.uint8)
 
@@ -163,7 +164,7 @@ def _distance_ranks(truth: Tensor, samples: Tensor, reference: Tensor) -> Tensor
 
 def _check_samples(evaluation: EvaluationSet, what: str) -> None:
     if evaluation.num_samples < 2:
-        raise UserError(f"{what} need at least 2 samples of an image")
+        raise UserError(f"{what} at least 2 samples of an image")
 
 
 def _in_blocks(function: Callable[..., Tensor], truth: Tensor, samples: Tensor, *others: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def _outcome(name: str, metric: Metric, evaluation: EvaluationSet) -> list[Metri
         return [missing(name, str(error))]
     except Exception as error:  # a plugin's bug must not cost the run its other numbers
         _LOG.exception("metric %s failed", name)
-        return [missing(name, f"{type(error).__name__}: {error}")]
+        return [replace(missing(name, f"{type(error).__name__}: {error}"), broken=True)]
 
 
 def _checked(value: MetricValue, evaluation: EvaluationSet) -> MetricValue:

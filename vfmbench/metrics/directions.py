@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
-
-from torch import Tensor
 
 from vfmbench.metrics.calibration import quoted_level
-
-Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -19,9 +14,9 @@ class Direction:
     higher: bool = False
     target: float | None = None
 
-    def score(self, values: Number) -> Number:
+    def score(self, value: float) -> float:
         """What methods are ordered by: the value itself, or its distance from the target."""
-        return values if self.target is None else abs(values - self.target)
+        return value if self.target is None else abs(value - self.target)
 
     def is_better(self, difference: float) -> bool:
         """Whether a score that differs by `difference` from another's is the better one."""
@@ -67,6 +62,12 @@ _DIRECTIONS: dict[str, Direction | None] = {
     "spread_skill": Direction(target=1.0),
     "tarp": _LOWER,
     "nfe": None,
+    "network_vjps": None,
+    "adapter_forwards": None,
+    "decoder_forwards": None,
+    "decoder_vjps": None,
+    "encoder_forwards": None,
+    "encoder_vjps": None,
     "seconds_per_sample": None,
 }
 

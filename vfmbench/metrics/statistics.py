@@ -21,6 +21,8 @@ _SEED = 0
 _MEAN_RESAMPLES = 2000
 _SET_RESAMPLES = 200
 _SIGN_FLIPS = 9999
+# Below, a statistic of the whole set is not close enough to linear in its images for the law of its replicates to hold.
+FEWEST_IMAGES = 20
 _BATCH_VALUES = 2**21
 
 
@@ -69,11 +71,6 @@ def resampling_counts(n: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(_SEED).multinomial(n, np.full(n, 1 / n), size=_SET_RESAMPLES)).double()
 
 
-def mean_replicates(values: Tensor) -> Tensor:
-    """Means of values [n] on the resamples of `resampling_counts`, float64 [200]."""
-    return resampling_counts(len(values)) @ values.double().cpu() / len(values)
-
-
 def normal_interval(value: float, replicates: Tensor) -> tuple[float, float]:
     """95 % interval `value` +- 1.96 standard deviations of its bootstrap replicates [R].
 
@@ -85,9 +82,9 @@ def normal_interval(value: float, replicates: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean over n images of a - b, its 95 % interval, and the two-sided p-value of "the mean difference is zero".
+    """Difference a - b over n images, its 95 % interval, and the two-sided p-value of "the difference is zero".
 
-    The interval and p-value are None for a single image.
+    The interval and p-value are None where there are too few images for them.
     """
 
     difference: float
@@ -132,25 +129,44 @@ def paired_p_values(differences: Sequence[Tensor]) -> list[float | None]:
     return p_values
 
 
-def paired_set_difference(a: float, b: float, replicates_a: Tensor, replicates_b: Tensor, n: int) -> PairedDifference:
+def paired_set_difference(
+    a: float, b: float, replicates_a: Tensor, replicates_b: Tensor, n: int, target: float | None = None
+) -> PairedDifference:
     """Compares two methods by a statistic of the whole set, such as FID, from replicates [R] on the same resampled images.
 
-    Normal interval and p-value with the standard deviation of the replicates' differences: what both methods owe to the choice
-    of images cancels, and so does most of the bias of a resample.
+    What both methods owe to the choice of images cancels in the replicates' differences, and so does most of the bias of a
+    resample. Their deviation, times sqrt(n / (n - 1)) because a resample spreads about its own mean, is that of the difference
+    on Student's scale with n - 1 degrees of freedom. Below 20 images there is no p-value.
+
+    Args:
+        target: compare the distances |a - target| and |b - target| instead. They are equal if a - b or a + b - 2 target is
+            zero, and are called different only if both are not: the p-value is the larger of both (Berger 1982,
+            "Multiparameter hypothesis testing and acceptance sampling").
 
     Raises:
         UserError: the numbers of replicates differ.
     """
     if replicates_a.shape != replicates_b.shape:
         raise UserError(f"a paired comparison needs equal resamples, not {len(replicates_a)} and {len(replicates_b)}")
-    spread = replicates_a - replicates_b
-    spread = spread[spread.isfinite()]
-    deviation = float(spread.std()) if len(spread) > 1 else 0.0
-    difference = a - b
+    equal = a == b and torch.equal(replicates_a, replicates_b)
+    if target is not None:
+        replicates_a, replicates_b = beyond(target, a, replicates_a), beyond(target, b, replicates_b)
+        a, b = abs(a - target), abs(b - target)
+    difference, deviation = a - b, _deviation(replicates_a - replicates_b, n)
+    if equal:
+        return PairedDifference(0.0, 0.0, 0.0, 1.0 if n >= FEWEST_IMAGES else None, n)
     if deviation == 0:
         return PairedDifference(difference, None, None, None, n)
-    p_value = float(2 * stats.norm.sf(abs(difference) / deviation))
-    return PairedDifference(difference, difference - 1.96 * deviation, difference + 1.96 * deviation, p_value, n)
+    p_value = _student_p_value(difference, deviation, n)
+    if target is not None:
+        p_value = max(p_value, _student_p_value(a + b, _deviation(replicates_a + replicates_b, n), n))
+    margin = float(stats.t.ppf(0.975, n - 1)) * deviation
+    return PairedDifference(difference, difference - margin, difference + margin, p_value if n >= FEWEST_IMAGES else None, n)
+
+
+def beyond(target: float, centre: float, values: Tensor) -> Tensor:
+    """How far values [n] lie beyond the target, on the side of their centre: its distance there, and linear everywhere."""
+    return values - target if centre >= target else target - values
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -187,6 +203,17 @@ def _sign_flip_p_values(differences: np.ndarray) -> np.ndarray:
     for batch in batches:
         count += extreme(rng.integers(2, size=(batch, n), dtype=np.int8))
     return count / (_SIGN_FLIPS + 1)
+
+
+def _deviation(replicates: Tensor, n: int) -> float:
+    """Standard deviation of a statistic of n images, from its replicates [R]; 0 where they do not show any."""
+    finite = replicates[replicates.isfinite()]
+    return float(finite.std()) * (n / (n - 1)) ** 0.5 if len(finite) > 1 and n > 1 else 0.0
+
+
+def _student_p_value(value: float, deviation: float, n: int) -> float:
+    """Two-sided; 0 for a value without deviation."""
+    return float(2 * stats.t.sf(abs(value) / deviation, n - 1)) if deviation > 0 else 0.0
 
 
 def _constant(data: np.ndarray) -> bool:

@@ -61,6 +61,8 @@ def calibration_figure(folders: Sequence[Path], out: Path | None = None) -> Path
         raise UserError(
             f"{runs[0].store.directory} has no ranks stored; `vfmbench metrics DIR --metrics calibration,tarp` computes them."
         )
+    if out is not None and out.suffix != ".png":
+        raise UserError(f"--out: the figure is a PNG file, so its name ends in .png, not {out.name!r}.")
     common = Path(os.path.commonpath([run.store.directory for run in runs]))
     path = file_to_write(common / "calibration.png" if out is None else out)
     _draw(title, dict(zip(labels(runs), runs, strict=True)), spaces, path)

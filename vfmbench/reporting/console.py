@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+# What a file or a pipe holds has no width; this is more than a table needs.
+_UNBOUNDED = 100_000
+OUT = Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
 ERR = Console(stderr=True, highlight=False)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from vfmbench.interfaces import Status
+from vfmbench.metrics.statistics import FEWEST_IMAGES
+from vfmbench.reporting.columns import Column, ColumnTable
 from vfmbench.reporting.comparison import Cell, Comparison, Entry, MetricRow
 
 _LATEX_SPECIAL = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
@@ -24,24 +25,20 @@ def legend(reference: str | None) -> str:
         "Value and half the width of its 95 % interval, or its ends where they are lopsided. "
         "↑ more is better, ↓ less, → nearer to that number. *: the best of its row, or not significantly worse than the best. "
         f"{signs}Paired tests on the same images, 5 % level, Holm's correction over the methods of a row; cells that cannot be "
-        "tested bear no mark."
+        "tested bear no mark: statistics of the whole set, such as FID, and distances from a number (→) are tested from "
+        f"{FEWEST_IMAGES} images on."
     )
 
 
 def to_text(comparison: Comparison) -> Group:
-    table = Table(title=comparison.title, title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for entry in comparison.entries:
-        table.add_column(Text(entry.heading), justify="right")
-    for row in comparison.rows:
-        texts = []
-        for entry, cell in zip(comparison.entries, row.cells, strict=True):
-            star = "*" if cell.best else " "
-            text = f"{_cell(entry, cell)} {star}{cell.sign or ' '}" if _marked(row) else _cell(entry, cell)
-            texts.append(Text(text, style="bold" if cell.best else ""))
-        table.add_row(row.name, _arrow(row), *texts)
-    table.add_row("run", "", *(_hash(entry) for entry in comparison.entries))
+    rows = [
+        [_text(entry, cell, row) for entry, cell in zip(comparison.entries, row.cells, strict=True)] for row in comparison.rows
+    ]
+    hashes = [Text(_hash(entry)) for entry in comparison.entries]
+    columns = [Column(entry.heading, list(cells)) for entry, *cells in zip(comparison.entries, *rows, hashes, strict=True)]
+    names = Column("metric", [*(Text(row.name) for row in comparison.rows), Text("run")])
+    arrows = Column("", [*(Text(_arrow(row)) for row in comparison.rows), Text()])
+    table = ColumnTable(comparison.title, [names, arrows], columns)
     return Group(table, *(Text(note) for note in comparison.notes))
 
 
@@ -142,6 +139,12 @@ def _cell_document(cell: Cell) -> dict[str, Any]:
             "p_value_corrected": cell.difference.corrected,
         }
     return content
+
+
+def _text(entry: Entry, cell: Cell, row: MetricRow) -> Text:
+    star = "*" if cell.best else " "
+    text = f"{_cell(entry, cell)} {star}{cell.sign or ' '}" if _marked(row) else _cell(entry, cell)
+    return Text(text, style="bold" if cell.best else "")
 
 
 def _cell(entry: Entry, cell: Cell) -> str:

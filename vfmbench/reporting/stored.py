@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vfmbench.interfaces import Status, UserError
 from vfmbench.registry import unknown_name
-from vfmbench.running.store import RunStore
+from vfmbench.running.store import SCHEMA_VERSION, RunStore
 
 _METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256")
 _HASH_DIGITS = 6
@@ -37,12 +37,18 @@ class StoredRun:
 
     @classmethod
     def read(cls, store: RunStore) -> StoredRun:
-        """Raises UserError if the directory's config.yaml is not a run's."""
+        """Raises UserError if the directory's config.yaml is not a run's, or was written by another version."""
         try:
             config = store.config()
-            return cls(store, config["identity"], config["hash"])
+            run, version = cls(store, config["identity"], config["hash"]), config["schema_version"]
         except (yaml.YAMLError, KeyError, TypeError):
             raise UserError(f"{store.directory / 'config.yaml'} is not a run's configuration.") from None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{store.directory} was stored by another version of vfmbench (layout {version}, this one reads "
+                f"{SCHEMA_VERSION})."
+            )
+        return run
 
     @property
     def status(self) -> Status:

@@ -11,8 +11,11 @@ from rich.text import Text
 from vfmbench.interfaces import Status
 from vfmbench.metrics.directions import position
 from vfmbench.running.bench import Cost
+from vfmbench.running.cost import OCCASIONAL
 from vfmbench.running.runner import Run
 from vfmbench.running.scoring import FolderScores
+
+_SETTINGS_WIDTH = 90
 
 
 def comparison_note(preset: str) -> str:
@@ -79,15 +82,15 @@ def _metrics_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
     table.add_column("metric", no_wrap=True)
     for heading in ("value", "95 % interval", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
-    # The only column that gives way to a narrow terminal; metrics.json has the settings whole.
-    table.add_column("settings")
+    # The only column that gives way, to a narrow terminal and everywhere to its length; metrics.json has the settings whole.
+    table.add_column("settings", max_width=_SETTINGS_WIDTH)
     for row in sorted(rows, key=lambda row: position(row["name"])):
+        # What is missing, and why, stands below the table: see `missing_reasons`.
+        if row["value"] is None or (row["name"] in OCCASIONAL and row["value"] == 0):
+            continue
         interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
-        # Why it is missing stands whole below the table: see `missing_reasons`.
-        note = row["settings"] if row["value"] is not None else f"{Status.MISSING}, see below"
-        table.add_row(
-            row["name"], _number(row["value"]), interval, str(row["n"] or ""), Text(note, no_wrap=True, overflow="ellipsis")
-        )
+        settings = Text(_warnings_first(row["settings"]), no_wrap=True, overflow="ellipsis")
+        table.add_row(row["name"], _number(row["value"]), interval, str(row["n"]), settings)
     return table
 
 
@@ -135,12 +138,12 @@ def bench_table(title: str, costs: Mapping[str, Cost], rate: float) -> Table:
             f"{cost.seconds:.3g}",
             str(cost.batch),
             f"{cost.network_share:.0%}",
-            f"{counts.network_forwards + counts.adapter_forwards:g} / {counts.network_vjps:g}",
+            f"{counts.network_forwards:g} / {counts.network_vjps:g}",
             f"{counts.decoder_forwards:g} / {counts.decoder_vjps:g}, {counts.encoder_forwards:g} / {counts.encoder_vjps:g}",
             f"{cost.flops / 1e9:.3g}",
             f"{cost.peak_share:.1%}",
             f"{cost.memory / 2**20:.3g}",
-            f"{cost.memory_per_sample / 2**20:.3g}",
+            "" if cost.memory_per_sample is None else f"{cost.memory_per_sample / 2**20:.3g}",
         )
     return table
 
@@ -154,6 +157,11 @@ def cost_line(run: Run) -> str:
         f"backwards, {cost['adapter_forwards']:g} adapter forwards; peak memory {cost['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
     return f"{text}; {cost['overhead']:.1%} of the sampling time outside the networks" if networks else text
+
+
+def _warnings_first(settings: str) -> str:
+    """The end of long settings is cut off, and a warning must not be."""
+    return "; ".join(sorted(settings.split("; "), key=lambda part: not part.startswith("WARNING")))
 
 
 def _number(value: float | None) -> str:

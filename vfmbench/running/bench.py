@@ -33,7 +33,8 @@ class Cost:
         evaluations: per sample.
         flops: of one sample, multiplications and additions counted apart; matrix products, convolutions, attention only.
         peak_share: flops / seconds over the device's own rate on a large matrix product.
-        memory: bytes of tensors at batch 1, weights not included; `memory_per_sample`: what each further sample adds.
+        memory: bytes of tensors at batch 1, weights not included.
+        memory_per_sample: what each further sample adds; None if three do not fit.
     """
 
     latency: float
@@ -44,7 +45,7 @@ class Cost:
     flops: float
     peak_share: float
     memory: int
-    memory_per_sample: float
+    memory_per_sample: float | None
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -72,7 +73,7 @@ def bench(plan: Plan, rate: float, largest_batch: int) -> Cost:
     with FlopCounterMode(display=False) as counter:
         single()
     memory = peak_tensor_memory(single, plan.device)
-    memory_per_sample = (peak_tensor_memory(drawing(3), plan.device) - memory) / 2
+    memory_per_sample = _memory_per_sample(drawing, memory, plan.device)
     best = latency = _measured(single, sampler, 1, plan.device)
     evaluations = sampler.meter.per_sample(1)
     batch, best_batch = _GROWTH, 1
@@ -101,6 +102,15 @@ def bench(plan: Plan, rate: float, largest_batch: int) -> Cost:
         memory=memory,
         memory_per_sample=memory_per_sample,
     )
+
+
+def _memory_per_sample(drawing: Callable[[int], Callable[[], object]], single: int, device: torch.device) -> float | None:
+    try:
+        return (peak_tensor_memory(drawing(3), device) - single) / 2
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return None
 
 
 def _measured(call: Callable[[], object], sampler: Sampler, batch: int, device: torch.device) -> dict[str, float]:

@@ -15,6 +15,9 @@ from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.values import mean_value
 from vfmbench.models.metering import KINDS, Meter
 
+# Evaluations that only some methods and suites make: tables leave out those that none of their runs made.
+OCCASIONAL = tuple(kind for kind in KINDS if not kind.startswith("network"))
+
 
 @contextmanager
 def measure_cost(meter: Meter, num_samples: int, device: torch.device) -> Iterator[dict[str, float]]:
@@ -49,12 +52,13 @@ def _batches(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
-    """`nfe` and `seconds_per_sample` with intervals over batches."""
+    """`nfe` (network forwards), the other kinds of evaluations and `seconds_per_sample`, with intervals over batches."""
     settings = "n counts batches; a process's first batch is left out if there are others"
     batches = _batches(records)
+    columns = {"nfe": "network_forwards"} | {kind: kind for kind in KINDS if kind != "network_forwards"}
     return [
-        mean_value("nfe", torch.tensor(batches["nfe"].to_numpy()), settings),
-        mean_value("seconds_per_sample", torch.tensor(batches["seconds"].to_numpy()), settings),
+        mean_value(name, torch.tensor(batches[column].to_numpy()), settings)
+        for name, column in {**columns, "seconds_per_sample": "seconds"}.items()
     ]
 
 

@@ -48,24 +48,29 @@ def stored_evaluation(
     """
     broken = set(records.loc[records["status"] != Status.DONE, "index"])
     shards = store.shards()
-    images = torch.cat([shard.images for shard in shards])
-    residual = torch.cat([shard.residual for shard in shards])
-    likelihood = torch.cat([shard.log_likelihood for shard in shards])
-    index = torch.cat([shard.index for shard in shards])
     # A resumed run may store its batches in another order; metrics must not depend on it.
-    order = index.argsort()
-    images, residual, likelihood, index = images[order], residual[order], likelihood[order], index[order]
-    keep = torch.tensor([position not in broken for position in index.tolist()])
-    kept = index[keep].tolist()
+    kept = sorted({index for shard in shards for index in shard.index.tolist()} - broken)
     if not kept:
         raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
+    rows = {index: row for row, index in enumerate(kept)}
+    samples, residual, likelihood = (
+        part.new_empty(len(kept), *part.shape[1:]) for part in (shards[0].images, shards[0].residual, shards[0].log_likelihood)
+    )
+    # Each shard is let go of once its rows are in place, so that the samples are in memory about once.
+    while shards:
+        shard = shards.pop()
+        inside = torch.tensor([index in rows for index in shard.index.tolist()])
+        places = torch.tensor([rows[index] for index in shard.index[inside].tolist()], dtype=torch.long)
+        samples[places] = shard.images[inside]
+        residual[places] = shard.residual[inside]
+        likelihood[places] = shard.log_likelihood[inside]
     truth, label = dataset.load(kept)
     evaluation = EvaluationSet(
         truth=truth,
-        samples=images[keep],
+        samples=samples,
         label=label if suite.num_classes else None,
-        residual=residual[keep],
-        log_likelihood=likelihood[keep],
+        residual=residual,
+        log_likelihood=likelihood,
         feature_spaces={name: networks[name] for name in suite.feature_space_names},
         perceptual={name: networks[name] for name in suite.perceptual_names},
         planned=planned,

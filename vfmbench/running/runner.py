@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vfmbench.config import RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
-from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Status, Suite, Task, UserError
+from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
+from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Samples, Status, Suite, Task, UserError
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.models.images import to_float, to_uint8
 from vfmbench.provenance import environment, now
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 LOG = logging.getLogger("vfmbench")
 
 DIVERGED_ABOVE = 100.0
-"""A sample with a pixel beyond this, on the scale of [-1, 1], or with one that is not a number has status `diverged`."""
+"""A sample with a pixel (on the scale of [-1, 1]) or latent entry beyond this or not a number has status `diverged`."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -137,11 +137,19 @@ def plan(config: RunConfig) -> Plan:
 
 
 def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: Suite) -> Mapping[str, Any]:
-    """The method's options under the preset; none where the method has no presets."""
+    """The method's options under the preset; none where the method has no presets.
+
+    Raises UserError for a preset or file that does not exist, whether the method has presets or not.
+    """
+    from_file = config.preset.endswith((".yaml", ".yml"))
+    if from_file and not Path(config.preset).is_file():
+        raise UserError(f"--preset: there is no file {config.preset}.")
+    if not from_file and config.preset not in PRESETS:
+        raise unknown_name("preset", config.preset, [*PRESETS, "FILE.yaml"])
     preset = getattr(sampler_class, "preset", None)
     if preset is None:
         return {}
-    if config.preset.endswith((".yaml", ".yml")):
+    if from_file:
         return tuned_values(Path(config.preset), config.method, task, suite)
     return preset(config.preset, config.method, task, suite)
 
@@ -177,8 +185,10 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
     with store.writing(plan.identity, plan.fresh):
         finished = store.finished()
         todo = [index for index in range(plan.identity.num_images) if index not in finished]
-        names = list(plan.metric_names) if todo else _stale_metrics(plan.metric_names, store.metrics(), networks)
-        if todo or names:
+        # Metrics of a part of the images, from before the run went on, are all stale.
+        current = store.metrics() if not todo and store.scored() == store.evaluable() else []
+        names = _stale_metrics(plan.metric_names, current, networks)
+        if todo or names or store.provenance().get("status") != Status.DONE:
             with logging_to(store.directory / "log.txt"):
                 note = _work(plan, sampler, networks, todo, names, note, progress or (lambda done, total: None))
     return Run(store, Status.DONE, note)
@@ -193,7 +203,8 @@ def _work(
     """
     store, identity = plan.store, plan.identity
     store.write_config(identity)
-    sessions = store.provenance().get("sessions", [])
+    earlier = store.provenance()
+    sessions = earlier.get("sessions", [])
     session = {
         "started": now(),
         "images": len(todo),
@@ -207,6 +218,7 @@ def _work(
         "note": note,
         "weights_sha256": identity.weights_sha256,
         "sessions": [*sessions, session],
+        **({"cost": earlier["cost"]} if "cost" in earlier else {}),
     }
     store.write_provenance(facts)
     LOG.info("run %s on %s: %d of %d images to sample", identity.hash, plan.device, len(todo), identity.num_images)
@@ -216,11 +228,12 @@ def _work(
         session["batch_size"] = _sample(plan, sampler, todo, len(sessions), progress)
         if session["batch_size"] < plan.batch_size:
             smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
-            note = facts["note"] = "; ".join(filter(None, [note, smaller]))
+            note = _joined(note, smaller)
         records = store.compile_tables(identity)
+        note = facts["note"] = _joined(note, _diverged(records))
         evaluation, index = stored_evaluation(store, plan.suite, plan.dataset, identity.num_images, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
-        store.write_metrics({**values, "cost": cost_metrics(records)}, index, keep=not todo)
+        store.write_metrics({**values, "cost": cost_metrics(records)}, index)
     except Exception as error:
         session["ended"] = now()
         store.write_provenance({**facts, "status": Status.FAILED, "error": f"{type(error).__name__}: {error}"})
@@ -234,10 +247,27 @@ def _work(
     return note
 
 
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def _diverged(records: pd.DataFrame) -> str:
+    """How many samples diverged, and how many images metrics therefore leave out; empty if none did."""
+    broken = records[records["status"] == Status.DIVERGED]
+    if broken.empty:
+        return ""
+    images = broken["index"].nunique()
+    return (
+        f"{len(broken)} of {len(records)} samples diverged; the {images} images that they belong to are left out of the metrics"
+    )
+
+
 def _stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], networks: MetricNetworks) -> list[str]:
-    """Those of the metrics that are not stored, or whose feature space is another one now, or has become available."""
+    """Those of the metrics that are not stored, that broke, or whose feature space is another one or has become available."""
 
     def fresh(row: dict[str, Any]) -> bool:
+        if row.get("broken"):
+            return False
         space = row["feature_space"]
         current = None if space is None else getattr(networks.get(space), "weights_sha256", None)
         return row["feature_weights_sha256"] == current
@@ -278,13 +308,16 @@ def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progres
         batch = waiting[: max(1, rows // samples)]
         positions = plan.dataset.readable(batch)
         if positions:
+            shard = None
             try:
                 shard = _draw(plan, sampler, positions, rows)
             except RuntimeError as error:
                 tried = min(rows, len(positions) * samples)
                 if not out_of_memory(error) or tried == 1:
                     raise
-                # Results do not depend on the batch size, so the rest of the run takes a smaller one.
+            if shard is None:
+                # Results do not depend on the batch size, so the rest of the run takes a smaller one. The error, and with it
+                # the tensors of the batch that did not fit, is gone by now.
                 rows = tried // 2
                 LOG.warning("out of memory; going on with %d samples in a batch", rows)
                 torch.cuda.empty_cache()
@@ -309,8 +342,17 @@ def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shar
         for start in range(0, samples, samples if len(positions) > 1 else rows):
             drawn = range(start, samples if len(positions) > 1 else min(samples, start + rows))
             noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, drawn))
-            parts.append(sampler.sample(measurement, len(drawn), noise).images)
-    return _shard(torch.cat(parts, 1), measurement, _fresh(plan, truth, measurement), cost)
+            parts.append(sampler.sample(measurement, len(drawn), noise))
+    within = torch.cat([_within_bounds(part) for part in parts], 1)
+    images = torch.cat([part.images for part in parts], 1)
+    return _shard(images, within, measurement, _fresh(plan, truth, measurement), cost)
+
+
+def _within_bounds(samples: Samples) -> Tensor:
+    """Whether each sample's image and latent are finite and not huge, bool [B,S]."""
+    # A decoder can turn an exploding latent into an ordinary image. NaN fails the comparison too.
+    tensors = [samples.images] if samples.latents is None else [samples.images, samples.latents]
+    return torch.stack([(tensor.flatten(2).abs() <= DIVERGED_ABOVE).all(2) for tensor in tensors]).all(0)
 
 
 def _fresh(plan: Plan, truth: Tensor, measurement: Measurement) -> Measurement:
@@ -327,10 +369,8 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _shard(images: Tensor, measurement: Measurement, fresh: Measurement, cost: dict[str, float]) -> Shard:
+def _shard(images: Tensor, finite: Tensor, measurement: Measurement, fresh: Measurement, cost: dict[str, float]) -> Shard:
     samples = images.shape[1]
-    # NaN fails the comparison too.
-    finite = (images.flatten(2).abs() <= DIVERGED_ABOVE).all(2)
     stored = to_uint8(torch.nan_to_num(images))
     # Residual and likelihood belong to the image that metrics see, after rounding.
     seen = to_float(stored).flatten(0, 1)

@@ -26,6 +26,9 @@ from vfmbench.running.image_folders import read_pairs
 from vfmbench.running.runner import LOG, Run, logging_to
 from vfmbench.running.store import SCHEMA_VERSION, RunStore, metric_row
 
+# They read observations, likelihoods or labels.
+_NEED_A_RUN = ("classifier_agreement", "nlpd", "residual")
+
 
 @dataclass(frozen=True)
 class FolderScores:
@@ -67,8 +70,7 @@ def score_run(
         records = store.compile_tables(identity)
         evaluation, index = stored_evaluation(store, suite, dataset, identity.num_images, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric}) for name, metric in chosen.items()}
-        # What other metrics stored stays, unless it is of other images: samples may have been added since.
-        store.write_metrics({**values, "cost": cost_metrics(records)}, index, keep=_scored_images(store) == index)
+        store.write_metrics({**values, "cost": cost_metrics(records)}, index)
         facts = store.provenance()
         sessions = [*facts.get("sessions", []), {**session, "ended": now()}]
         store.write_provenance({**facts, "sessions": sessions, "cost": summarise(records)})
@@ -89,13 +91,14 @@ def score_folders(
 
     Args:
         features: names of feature spaces, which then must be there; None for all, with the metrics in absent ones missing.
-        metrics: names; None for all.
+        metrics: names; None for all but those that need what only a run stores.
 
     Raises:
         MissingError: a feature space that was asked for has no weights.
         UserError: an unknown name, or folders that cannot be paired.
     """
-    chosen = _metrics(metrics)
+    everything = [name for name in metric_registry.names() if name not in _NEED_A_RUN]
+    chosen = _metrics(everything if metrics is None else metrics)
     if features is None:
         spaces = load_or_reason(EXTERNAL_SPACES, lambda name: external_space(name, paths, device))
     else:
@@ -139,9 +142,3 @@ def _suite_of(identity: RunIdentity, options: Mapping[str, Mapping[str, Any]]) -
             f"{dataset.sha256[:12]}..., the run's {identity.dataset_sha256[:12]}...."
         )
     return suite, dataset
-
-
-def _scored_images(store: RunStore) -> list[int]:
-    """Positions of the images that the stored metrics are of; none if there are no metrics."""
-    path = store.directory / "metrics_per_image.parquet"
-    return store.read_table(path.name)["index"].tolist() if path.exists() else []

@@ -230,16 +230,28 @@ class RunStore:
         }
         self._write_json("dataset.json", content)
 
-    def write_metrics(self, values: Mapping[str, list[MetricValue]], index: list[int], keep: bool) -> None:
+    def evaluable(self) -> list[int]:
+        """Positions of the images whose samples are stored and all done, in order: what metrics are computed from."""
+        found = self._read_shards(("index", "residual"))
+        done = [tensors["index"][tensors["residual"].isfinite().all(1)] for tensors, _ in found]
+        return sorted(torch.cat(done).tolist()) if done else []
+
+    def scored(self) -> list[int]:
+        """Positions of the images that the stored metrics are of; none if there are no metrics."""
+        name = "metrics_per_image.parquet"
+        return self.read_table(name)["index"].tolist() if (self.directory / name).exists() else []
+
+    def write_metrics(self, values: Mapping[str, list[MetricValue]], index: list[int]) -> None:
         """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images), metrics_replicates.parquet
         (a column per statistic of the whole set, its bootstrap replicates) and metrics_curves.parquet (a column per metric with
         a curve, a list of numbers for each image).
 
         Args:
             values: by the name of the metric that gave them.
-            index: position of each image they were computed from.
-            keep: leave what other metrics stored earlier, on the same samples, in place.
+            index: position of each image they were computed from. What other metrics stored earlier stays in place if it is of
+                the same images, and is dropped if not.
         """
+        keep = self.scored() == index
         kept = [row for row in self.metrics() if row["metric"] not in values] if keep else []
         rows = [metric_row(metric, value) for metric, several in values.items() for value in several]
         flat = [value for several in values.values() for value in several]

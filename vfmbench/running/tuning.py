@@ -21,9 +21,8 @@ import yaml
 from pydantic import Field
 
 from vfmbench.config import RunConfig, validate
-from vfmbench.files import replace_file
+from vfmbench.files import exclusive, replace_file
 from vfmbench.interfaces import Options, Status, UserError
-from vfmbench.provenance import git_commit
 from vfmbench.registry import load_plugin, suites, unknown_name
 from vfmbench.running.runner import plan, run
 
@@ -59,6 +58,8 @@ class Trial:
     values: dict[str, float] = field(default_factory=dict)
     hash: str = ""
     problem: str = ""
+    commit: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
 
     def score(self, objective: Sequence[str]) -> float:
         """Sum of logarithms, so that metrics on different scales weigh alike; infinite for a trial that cannot be chosen."""
@@ -150,7 +151,8 @@ def _run_all(trials: Sequence[Trial], workers: int, plugins: Sequence[str]) -> I
         waiting: dict[Future[Any], Trial] = {pool.submit(_run_trial, trial.config): trial for trial in trials}
         for future in as_completed(waiting):
             trial = waiting[future]
-            trial.values, trial.hash, trial.problem = future.result()
+            for name, value in future.result().items():
+                setattr(trial, name, value)
             yield trial
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -162,21 +164,27 @@ def _start_worker(plugins: Sequence[str]) -> None:
         load_plugin(path)
 
 
-def _run_trial(config: RunConfig) -> tuple[dict[str, float], str, str]:
-    """Metric values by name, the run's hash, and why the trial cannot be chosen (empty if it can)."""
+def _run_trial(config: RunConfig) -> dict[str, Any]:
+    """What a trial found out, as attributes of `Trial`; `problem` says why it cannot be chosen."""
     try:
         result = run(config)
         if result.status != Status.DONE:
-            return {}, "", result.note
-        rows = [row for row in result.results().metrics() if row["value"] is not None]
+            return {"problem": result.note}
+        store = result.results()
+        rows = [row for row in store.metrics() if row["value"] is not None]
         left_out = [row["n"] for row in rows if row["metric"] != "cost" and row["n"] < (config.num_images or 0)]
-        problem = f"only {min(left_out)} of {config.num_images} images without a diverged sample" if left_out else ""
-        values = {row["name"]: row["value"] for row in rows}
-        return values, result.results().config()["hash"], problem
+        return {
+            "values": {row["name"]: row["value"] for row in rows},
+            "hash": store.config()["hash"],
+            "problem": f"only {min(left_out)} of {config.num_images} images without a diverged sample" if left_out else "",
+            # A trial may have been stored by an earlier version of the code.
+            "commit": store.provenance()["sessions"][0]["git_commit"] or "",
+            "weights": store.config()["identity"]["weights_sha256"],
+        }
     except UserError:
         raise
     except Exception as error:  # a setting that breaks its method is one of the things that a grid finds out
-        return {}, "", f"{type(error).__name__}: {error}"
+        return {"problem": f"{type(error).__name__}: {error}"}
 
 
 def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
@@ -184,7 +192,9 @@ def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
     scored = [(trial.score(tuning.objective), trial) for trial in group]
     best_score, best = min(scored, key=lambda pair: pair[0])
     eligible = not math.isinf(best_score)
-    psnr_best = max(group, key=lambda trial: trial.values.get("psnr", -math.inf))
+    psnr_best = max(
+        (trial for trial in group if not trial.problem), key=lambda trial: trial.values.get("psnr", -math.inf), default=best
+    )
     grid = tuning.methods[best.config.method].grid
     return {
         "options": {**best.fixed, **best.setting} if eligible else None,
@@ -204,7 +214,8 @@ def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
             for score, trial in scored
         ],
         "command": " ".join(["vfmbench", *sys.argv[1:]]),
-        "git_commit": git_commit(),
+        "git_commits": sorted({trial.commit for trial in group if trial.commit}),
+        "weights_sha256": next((trial.weights for trial in group if trial.weights), {}),
     }
 
 
@@ -220,11 +231,12 @@ def _at_edge(value: Any, values: Sequence[Any]) -> bool:
 
 def _write(path: Path, suite: str, method: str, task: str, entry: dict[str, Any]) -> None:
     """Puts one entry into the file and leaves the others as they are."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
-    if content.get("suite") != suite:
-        raise UserError(f"--out: {path} belongs to the suite {content.get('suite')!r}, not {suite!r}.")
-    content["methods"].setdefault(method, {})[task] = entry
-    content["methods"] = {name: dict(sorted(tasks.items())) for name, tasks in sorted(content["methods"].items())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.dump(content, sort_keys=False, width=200, default_flow_style=None)
-    replace_file(path, text.encode())
+    with exclusive(path):
+        content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
+        if content.get("suite") != suite:
+            raise UserError(f"--out: {path} belongs to the suite {content.get('suite')!r}, not {suite!r}.")
+        content["methods"].setdefault(method, {})[task] = entry
+        content["methods"] = {name: dict(sorted(tasks.items())) for name, tasks in sorted(content["methods"].items())}
+        text = yaml.dump(content, sort_keys=False, width=200, default_flow_style=None)
+        replace_file(path, text.encode())

@@ -1,0 +1,75 @@
+"""From stored shards to evaluation sets, and what records say about cost."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from vfmbench.interfaces import Status
+from vfmbench.running.cost import cost_metrics
+from vfmbench.running.evaluating import stored_evaluation
+from vfmbench.running.store import Shard
+
+SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=())
+
+
+class Dataset:
+    """Images whose pixels, and labels, are their positions."""
+
+    def load(self, positions):
+        index = torch.tensor(positions)
+        return index.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), index
+
+
+def shard(*index):
+    """Two samples of each image: their pixels are 10 times its position plus their own number."""
+    positions, numbers = torch.tensor(index), torch.arange(2)
+    values = 10 * positions[:, None] + numbers
+    images = values[..., None, None, None].expand(-1, -1, 1, 2, 2).to(torch.uint8)
+    return Shard(images, positions, positions, values / 100, -values / 100, [""] * len(index), {})
+
+
+def evaluated(shards, broken=()):
+    store = SimpleNamespace(shards=lambda: list(shards))
+    status = {k: Status.DIVERGED if k in broken else Status.DONE for part in shards for k in part.index.tolist()}
+    records = pd.DataFrame({"index": list(status), "status": list(status.values())})
+    return stored_evaluation(store, SUITE, Dataset(), 9, records, {})
+
+
+def test_shards_come_in_any_order_and_diverged_images_are_left_out():
+    evaluation, kept = evaluated([shard(6, 7), shard(0, 1, 2), shard(3)], broken=(1, 3))
+    assert kept == [0, 2, 6, 7]
+    assert evaluation.samples[:, :, 0, 0, 0].tolist() == [[0, 1], [20, 21], [60, 61], [70, 71]]
+    assert evaluation.samples.dtype == torch.uint8
+    assert evaluation.truth[:, 0, 0, 0].tolist() == evaluation.label.tolist() == kept
+    torch.testing.assert_close(evaluation.residual[2], torch.tensor([0.6, 0.61]))
+    torch.testing.assert_close(evaluation.log_likelihood, -evaluation.residual)
+    assert evaluation.planned == 9
+
+
+def test_without_a_whole_image_there_is_nothing_to_evaluate():
+    with pytest.raises(RuntimeError, match="nothing to evaluate"):
+        evaluated([shard(0)], broken=(0,))
+
+
+def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
+    kinds = ["adapter_forwards", "network_forwards", "network_vjps", "decoder_forwards", "decoder_vjps"]
+    batches = [(0, 100, 90, 3, 0), (0, 100, 90, 3, 2)]
+    rows = [
+        {**dict(zip(kinds, counts, strict=True)), "encoder_forwards": 0, "encoder_vjps": 0, "nfe": 100}
+        | {"seconds": 1.0 + number, "network_seconds": 0.5, "first_batch": 0}
+        for number, counts in enumerate(batches)
+    ]
+    values = {value.name: value for value in cost_metrics(pd.DataFrame(rows))}
+    assert {name: value.value for name, value in values.items()} == {
+        "nfe": 100,
+        "adapter_forwards": 0,
+        "network_vjps": 90,
+        "decoder_forwards": 3,
+        "decoder_vjps": 1,
+        "encoder_forwards": 0,
+        "encoder_vjps": 0,
+        "seconds_per_sample": 1.5,
+    }
+    assert values["decoder_vjps"].n == 2

@@ -1,0 +1,96 @@
+"""Stopped between sampling and metrics: nothing stale stays, nothing is left half done."""
+
+import pandas as pd
+import pytest
+import torch
+
+from vfmbench import RunConfig
+from vfmbench.cli import main
+from vfmbench.interfaces import Status, UserError
+from vfmbench.registry import metrics
+from vfmbench.running import runner
+from vfmbench.running.runner import plan, run
+from vfmbench.running.scoring import score_run
+
+
+def config(folder, **changes):
+    values = {"method": "pinv", "task": "gaussian_deblur", "num_images": 20, "samples": 2, "batch_size": 20, "out": folder}
+    return RunConfig(**{**values, **changes})
+
+
+def stop(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_metrics_of_a_part_of_the_images_do_not_survive_the_rest(tmp_path, monkeypatch):
+    def stop_at_ten(done, planned):
+        if done >= 10:
+            stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config(tmp_path), stop_at_ten)
+    score_run(plan(config(tmp_path)).store.directory, ["psnr", "ssim"], {}, torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "stored_evaluation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(tmp_path))
+    result = run(config(tmp_path))
+    rows = {row["name"]: row["n"] for row in result.results().metrics() if row["metric"] != "cost" and row["value"] is not None}
+    assert set(rows.values()) == {20}
+    per_image = pd.read_parquet(result.results().directory / "metrics_per_image.parquet")
+    assert per_image["index"].tolist() == list(range(20))
+    assert per_image["psnr"].notna().all()
+
+
+def test_interrupted_metrics_leave_a_run_that_the_next_one_finishes(tmp_path, monkeypatch):
+    small = {"num_images": 4, "task": "denoise"}
+    first = run(config(tmp_path, metrics=("psnr",), **small))
+    cost = first.cost()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "compute_metrics", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(tmp_path, metrics=("ssim",), **small))
+    assert first.cost() == cost
+    assert first.results().provenance()["status"] == Status.INTERRUPTED
+    again = run(config(tmp_path, metrics=("psnr",), **small))
+    assert again.results().provenance()["status"] == Status.DONE
+    assert again.cost() == cost
+
+
+def test_a_metric_that_broke_is_tried_again(tmp_path, monkeypatch):
+    calls = []
+
+    def flaky(evaluation):
+        calls.append(len(evaluation))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(metrics._registered, "flaky", flaky)
+    for _ in range(2):
+        result = run(config(tmp_path, metrics=("flaky", "psnr"), num_images=4))
+    assert calls == [4, 4]
+    assert [row["reason"] for row in result.results().metrics() if row["metric"] == "flaky"] == ["RuntimeError: out of memory"]
+
+
+def test_runs_of_another_layout_are_refused(tmp_path):
+    directory = run(config(tmp_path, metrics=("psnr",), num_images=4)).results().directory
+    path = directory / "config.yaml"
+    path.write_text(path.read_text().replace("schema_version: 2", "schema_version: 1"))
+    with pytest.raises(UserError, match="another version of vfmbench"):
+        run(config(tmp_path, metrics=("psnr",), num_images=4))
+
+
+def test_bench_goes_on_after_a_method_that_breaks(monkeypatch, capsys):
+    from vfmbench.running import bench as benching
+
+    measure = benching.bench
+
+    def breaking(plan, *arguments):
+        if plan.identity.method == "adjoint":
+            raise RuntimeError("boom")
+        return measure(plan, *arguments)
+
+    monkeypatch.setattr(benching, "bench", breaking)
+    assert main(["bench", "--methods", "adjoint,pinv", "--task", "denoise", "--largest-batch", "1", "--json"]) == 0
+    output = capsys.readouterr().out
+    assert "RuntimeError: boom" in output
+    assert '"pinv": {"latency"' in output
