@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vfmbench.cli import main
-from vfmbench.running.bench import bench
+from vfmbench.running.bench import _FlopCounter, bench
 from vfmbench.running.memory import peak_tensor_memory
 from vfmbench.running.runner import plan
 
@@ -40,6 +40,15 @@ def test_memory_sees_what_a_graph_keeps():
 
     # The sine keeps its input for the backward pass.
     assert peak_tensor_memory(lambda: call(7), CPU) - peak_tensor_memory(lambda: call(3), CPU) == 4 * 1000 * FLOAT
+
+
+def test_flops_of_a_gradient_with_respect_to_a_networks_input():
+    network = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Conv1d(1, 4, 3)).requires_grad_(False)
+    x = torch.ones(5, 1, 30, requires_grad=True)
+    with _FlopCounter() as counter:
+        torch.autograd.grad(network(x).sum(), x)
+    linear, convolution = 2 * 5 * 30 * 20, 2 * 5 * 4 * 3 * 18
+    assert counter.total == pytest.approx(2 * linear + 2 * convolution, rel=0.1)
 
 
 def test_bench_counts_evaluations_and_flops(config):

@@ -37,6 +37,7 @@ _STYLES = (
     ("#000000", "X"),
 )
 _NORMAL_95 = 1.96
+_TESTS_IN_A_LINE = 2
 _HISTOGRAM_TOP = 3.0
 _BAND: Style = {"color": "grey", "alpha": 0.25, "linewidth": 0}
 
@@ -123,10 +124,9 @@ def _rank_histogram(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> N
     top = axis.get_ylim()[1]
     axis.set_ylim(0, min(top, _HISTOGRAM_TOP))
     axis.set_title("rank histogram")
-    axis.set_xlabel("rank of the truth among the samples")
     axis.set_ylabel("frequency / uniform frequency" + (f" (cut at {_HISTOGRAM_TOP:g})" if top > _HISTOGRAM_TOP else ""))
     tests = {heading: uniformity_p_value(shares) for heading, shares in curves.items()}
-    _write(axis, (0.5, 0.97), "top", [f"{heading}: {p_text(value)}" for heading, value in tests.items() if value is not None])
+    _label(axis, "rank of the truth among the samples", tests)
 
 
 def _coverage(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
@@ -151,11 +151,8 @@ def _tarp(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
     axis.fill_between(levels, levels - margin, levels + margin, zorder=0, **_BAND)
     _diagonal(axis)
     axis.set_title("TARP expected coverage")
-    axis.set_xlabel("credibility level")
     axis.set_ylabel("expected coverage")
-    _write(
-        axis, (0.75, 0.04), "bottom", [f"{heading}: {p_text(kolmogorov_test(shares)[0])}" for heading, shares in curves.items()]
-    )
+    _label(axis, "credibility level", {heading: kolmogorov_test(shares)[0] for heading, shares in curves.items()})
 
 
 def _diagonal(axis: Any) -> None:
@@ -170,10 +167,8 @@ def _mean_and_margin(per_image: Tensor) -> tuple[Tensor, Tensor]:
     return per_image.mean(0), _NORMAL_95 * deviation / len(per_image) ** 0.5
 
 
-def _write(axis: Any, place: tuple[float, float], end: str, lines: Sequence[str]) -> None:
-    """Small text whose end, "top" or "bottom", lies at the place, in units of the axes."""
-    if not lines:
-        return
-    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
-    text = "\n".join(["test of calibration", *lines])
-    axis.text(*place, text, transform=axis.transAxes, fontsize=7, va=end, ha="center", bbox=box)
+def _label(axis: Any, label: str, tests: Mapping[str, float | None]) -> None:
+    """The x axis's label, and below it, where no curve is, the p-values of each run's test of calibration."""
+    known = [f"{heading} {p_text(value)}" for heading, value in tests.items() if value is not None]
+    lines = ["   ".join(known[start : start + _TESTS_IN_A_LINE]) for start in range(0, len(known), _TESTS_IN_A_LINE)]
+    axis.set_xlabel("\n".join([label, *lines]), fontsize=8)
