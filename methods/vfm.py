@@ -1,4 +1,4 @@
-"""Samplers with a noise adapter: variational flow maps and the frozen adapter.
+"""Samplers with a noise adapter: variational flow maps, the frozen adapter, and the map that nothing holds to the data.
 
 Source: Variational Flow Maps (arXiv 2603.07276), algorithm 1: z ~ q(z|y,c), then K steps of the flow map.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 from vfmbench.config import ClassLabel
 from vfmbench.interfaces import Measurement, MissingError, NoiseSource, Samples, Suite, Task, UserError
 from vfmbench.interfaces import Options as BaseOptions
-from vfmbench.methods.adapter import NoiseAdapter
+from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
-from vfmbench.models.sit import SiT
+from vfmbench.models.networks import flow_network
 
 
 class AdapterSampler:
@@ -46,10 +46,10 @@ class AdapterSampler:
             )
         architecture = adapter_file.entry["architecture"]
         self._problems: list[str] = adapter_file.entry["problems"]
-        self._adapter = NoiseAdapter(**architecture["adapter"])
+        self._adapter = adapter_network(suite.latent_shape, architecture["adapter"])
         self._adapter.load_state_dict(adapter_file.part("adapter"))
         self._adapter.eval().requires_grad_(False).to(device)
-        network = SiT(**architecture["flow"])
+        network = flow_network(suite.latent_shape, architecture["flow"])
         network.load_state_dict(flow_file.part("flow"))
         self._flow = FlowModel(network.to(device), suite.latent_shape, suite.num_classes or None, self.meter)
 
@@ -67,15 +67,26 @@ class AdapterSampler:
         mean, logvar = self._posterior_noise(measurement)
         z = mean.repeat_interleave(num_samples, 0)
         z = z + (0.5 * logvar).exp().repeat_interleave(num_samples, 0) * noise.normal(z.shape[1:], draw=0)
-        label = measurement.label.repeat_interleave(num_samples, 0)
+        x = self._transport(z, measurement.label.repeat_interleave(num_samples, 0))
+        images = self._codec.decode(x)
+        if self._projection:
+            images = self._project(images, measurement.repeat(num_samples))
+        images, latents, source = (part.unflatten(0, (len(measurement), num_samples)) for part in (images, x, z))
+        return Samples(images, latents, source)
+
+    def sample_prior(self, noise: NoiseSource) -> Tensor:
+        """The flow map's own samples from N(0, I), of the null class where there are classes: [rows,C,H,W]."""
+        z = noise.normal(self._flow.latent_shape, draw=0)
+        label = torch.full((len(z),), self._flow.null_label or 0, dtype=torch.int64, device=z.device)
+        return self._codec.decode(self._transport(z, label))
+
+    def _transport(self, z: Tensor, label: Tensor) -> Tensor:
+        """The flow map over a uniform grid of times from 1 to 0."""
         x = z
         for step in range(self._steps):
             t, r = 1 - step / self._steps, 1 - (step + 1) / self._steps
             x = x - (t - r) * self._flow.average_velocity(x, t, r, label)
-        images = self._codec.decode(x)
-        if self._projection:
-            images = self._project(images, measurement.repeat(num_samples))
-        return Samples(images.unflatten(0, (len(measurement), num_samples)), x.unflatten(0, (len(measurement), num_samples)))
+        return x
 
     def _project(self, images: Tensor, measurement: Measurement) -> Tensor:
         """D(E(x + T (y - A x))) on observed entries: agrees with the observation before it passes the codec once more."""
@@ -101,3 +112,9 @@ class FrozenAdapter(AdapterSampler):
     """The adapter trained alone, on the pre-trained flow map."""
 
     weights = ("frozen_adapter", "flow")
+
+
+class Unconstrained(AdapterSampler):
+    """Flow map and adapter trained on the observation and KL terms alone, without a data term; points only."""
+
+    weights = ("unconstrained",)

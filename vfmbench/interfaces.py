@@ -3,6 +3,7 @@
 Conventions that hold everywhere:
 
 * images are float tensors [B,C,H,W] in [-1, 1], or uint8 where the name says so;
+* points (of suites whose data are vectors) are float tensors [B,d,1,1] of any range, and are stored as they are, not as uint8;
 * time runs from t = 1 (noise) to t = 0 (data);
 * randomness comes from a `NoiseSource`, never from a global generator, so that a result depends neither on batch size
   nor on sharding nor on order;
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -194,10 +195,44 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Samples:
-    """Posterior samples [B,S,C,H,W] in [-1, 1] before the shared round-and-clamp, and the latents they were decoded from."""
+    """Posterior samples, all [B,S,C,H,W].
+
+    Attributes:
+        images: in [-1, 1], before the shared round-and-clamp (points: of any range).
+        latents: what they were decoded from.
+        source: the noise at t = 1 that a deterministic map took to each of them; stored for points only.
+        effective_samples: number of independent draws that the S samples of each measurement are worth, [B]; None: all S.
+    """
 
     images: Tensor
     latents: Tensor | None = None
+    source: Tensor | None = None
+    effective_samples: Tensor | None = None
+
+
+class ExactPosterior(Protocol):
+    """The true posteriors p(x|y) of a measurement's B rows, known in closed form.
+
+    A mode is a component of the prior (a Gaussian, a cell); the number K of modes is the same for every row.
+    """
+
+    def __len__(self) -> int:
+        """Number of rows, B."""
+
+    def sample(self, count: int, noise: NoiseSource) -> Tensor:
+        """Independent draws [B,count,C,H,W]; `noise` has B * count rows, those of one measurement adjacent."""
+
+    def log_density(self, points: Tensor) -> Tensor:
+        """log p(x|y) in nats, [B,S,C,H,W] -> float64 [B,S]; -inf outside the support."""
+
+    def mode_weights(self) -> Tensor:
+        """Probability of each mode under the posterior, float64 [B,K]; rows sum to 1."""
+
+    def mode_shares(self, points: Tensor) -> Tensor:
+        """Probability that each point belongs to each mode of the prior, [B,S,C,H,W] -> float64 [B,S,K].
+
+        Sums to 1 over the modes inside the prior's support, to 0 outside.
+        """
 
 
 class Dataset(Protocol):
@@ -222,7 +257,10 @@ class Dataset(Protocol):
         """
 
     def load(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 [B,C,H,W] and labels int64 [B] at the given positions. Raises UserError for one that does not decode."""
+        """Images uint8 [B,C,H,W] (points: float32) and labels int64 [B] at the given positions.
+
+        Raises UserError for one that does not decode.
+        """
 
 
 class FeatureSpace(Protocol):
@@ -259,16 +297,25 @@ class Suite(Protocol):
     `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
     each training stage's options; `weights` is the `vfmbench.models.weights.WeightStore` of its networks.
 
+    `modality` says whether the data are images or points. `method_names` and `metric_names` are what `compare` and `run` take by
+    default; empty for all.
+
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
+
+    `posterior` gives the true posteriors of a measurement where `posterior_known`; elsewhere it raises UserError.
 
     `flow`, `codec`, `feature_space`, `perceptual` return ready networks on `device`; a codec's passes are counted by `meter`;
     weights are checked by hash, and a missing file raises MissingError.
     """
 
     name: str
+    modality: Literal["images", "points"]
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     num_classes: int
+    posterior_known: bool
+    method_names: Sequence[str]
+    metric_names: Sequence[str]
     task_names: Sequence[str]
     feature_space_names: Sequence[str]
     perceptual_names: Sequence[str]
@@ -283,6 +330,8 @@ class Suite(Protocol):
     def dataset(self, split: str) -> Dataset: ...
 
     def task(self, name: str, options: Mapping[str, Any]) -> Task: ...
+
+    def posterior(self, measurement: Measurement) -> ExactPosterior: ...
 
     def codec(self, device: torch.device, meter: Any) -> Any: ...
 
@@ -305,6 +354,9 @@ class Sampler(Protocol):
 
     A class may also have `preset(name, method, task, suite) -> options`, a classmethod that gives options by name; without it,
     the method has its defaults under every preset.
+
+    A sampler whose generator also draws from the prior may have `sample_prior(noise) -> images [rows,C,H,W]`: one draw for each
+    row of the noise source. Suites of points judge it beside the posterior.
     """
 
     Options: ClassVar[type[BaseModel]]

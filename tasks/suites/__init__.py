@@ -1,26 +1,37 @@
-"""Suites of image problems: a YAML file beside this module fixes data, networks, tasks and defaults."""
+"""Suites: a YAML file beside this module fixes data, networks, tasks and defaults."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import yaml
 from pydantic import Field
 
 from vfmbench.config import dump, validate
-from vfmbench.interfaces import Dataset, FeatureSpace, MissingError, Options, PerceptualDistance, Task, UserError
+from vfmbench.interfaces import (
+    Dataset,
+    ExactPosterior,
+    FeatureSpace,
+    Measurement,
+    MissingError,
+    Options,
+    PerceptualDistance,
+    Task,
+    UserError,
+)
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.external import FILES, ExternalPaths
 from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, external_space
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
+from vfmbench.models.networks import flow_network
 from vfmbench.models.perceptual import perceptual_distance
-from vfmbench.models.sit import SiT
 from vfmbench.models.weights import WeightStore
 from vfmbench.registry import tasks as task_registry
 from vfmbench.registry import unknown_name
@@ -35,6 +46,7 @@ class SuiteDefinition(Options):
     """Schema of a suite's YAML file."""
 
     name: str
+    modality: Literal["images", "points"] = "images"
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     codec: Literal["identity", "sd_vae"] = "identity"
@@ -46,6 +58,8 @@ class SuiteDefinition(Options):
     num_images: int = Field(ge=1)
     num_samples: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="samples in one batch")
+    methods: list[str] = Field(default_factory=list, description="what `compare` takes by default; empty: all")
+    metrics: list[str] = Field(default_factory=list, description="what a run computes by default; empty: all")
     tasks: dict[str, dict[str, Any]]
     training: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tuning: dict[str, Any] = Field(default_factory=dict)
@@ -59,37 +73,46 @@ class DigitsData(Options):
     """The digits ship with scikit-learn: nothing to choose."""
 
 
-class ImageSuite:
-    """A suite of images; implements `vfmbench.interfaces.Suite`. `load` returns a split; nothing is read before it is asked."""
+class DefinedSuite:
+    """A suite as its YAML file defines it; implements `vfmbench.interfaces.Suite`.
+
+    `load` returns a split; nothing is read before it is asked.
+    """
+
+    posterior_known = False
 
     def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
-        self._definition, self._load = definition, load
-        self._data, self._weights = data, weights
+        self._definition, self._load, self._weights = definition, load, weights
         self.data_options = dump(data)
-        self.name, self.num_classes = definition.name, definition.num_classes
+        self.name, self.modality, self.num_classes = definition.name, definition.modality, definition.num_classes
         self.image_shape, self.latent_shape = definition.image_shape, definition.latent_shape
         self.num_images, self.num_samples = definition.num_images, definition.num_samples
         self.batch_size = definition.batch_size
         self.training, self.tuning = definition.training, definition.tuning
-        self.task_names = list(definition.tasks)
+        self.task_names, self.method_names, self.metric_names = list(definition.tasks), definition.methods, definition.metrics
         self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
         networks = {*definition.feature_spaces.values(), *definition.perceptual}
         for name in FILES:
             if weights.path_of(name) is not None and name not in networks:
                 raise UserError(f"weights.{name}: the suite {definition.name} has no use for this file.")
-        shipped = Path(str(files("vfmbench.assets"))) / definition.name
-        if not definition.training:
-            hint = f"The suite {self.name} has no networks yet; methods without any (pinv, adjoint) run."
-        elif weights.path is None:
-            hint = f"Reinstall vfmbench, or train the suite: vfmbench train all --suite {self.name}"
-        else:
-            hint = f"Train them (vfmbench train all --suite {self.name} --out {weights.path}) or leave out weights.path."
-        self.weights = WeightStore(weights.path or shipped, hint)
+        self.weights = self._weight_store(weights.path)
         self._datasets: dict[str, Dataset] = {}
 
-    def with_weights(self, path: Path) -> ImageSuite:
+    def _weight_store(self, path: Path | None) -> WeightStore:
+        """The weights in a directory, or the shipped ones."""
+        if not self.training:
+            hint = f"The suite {self.name} has no networks yet; methods without any (pinv, adjoint) run."
+        elif path is None:
+            hint = f"Reinstall vfmbench, or train the suite: vfmbench train all --suite {self.name}"
+        else:
+            hint = f"Train them (vfmbench train all --suite {self.name} --out {path}) or leave out weights.path."
+        return WeightStore(path or Path(str(files("vfmbench.assets"))) / self.name, hint)
+
+    def with_weights(self, path: Path) -> Self:
         """The same suite on the weights in `path`."""
-        return ImageSuite(self._definition, self._load, self._data, self._weights.model_copy(update={"path": path}))
+        other = copy.copy(self)
+        other.weights = self._weight_store(path)
+        return other
 
     def dataset(self, split: str) -> Dataset:
         if split not in self._datasets:
@@ -122,6 +145,9 @@ class ImageSuite:
             defaults[name] = values
         return classes, defaults
 
+    def posterior(self, measurement: Measurement) -> ExactPosterior:
+        raise UserError(f"The posterior is not known in the suite {self.name}.")
+
     def codec(self, device: torch.device, meter: Meter) -> IdentityCodec | AutoencoderCodec:
         """Raises MissingError where the images' latents are those of Stable Diffusion's VAE."""
         if self._definition.codec == "sd_vae":
@@ -133,7 +159,7 @@ class ImageSuite:
 
     def flow(self, device: torch.device) -> FlowModel:
         weights = self.weights.load("flow")
-        network = SiT(**weights.entry["architecture"]["flow"])
+        network = flow_network(self.latent_shape, weights.entry["architecture"]["flow"])
         network.load_state_dict(weights.part("flow"))
         return FlowModel(network.to(device), self.latent_shape, self.num_classes or None, Meter(device))
 
@@ -150,13 +176,19 @@ class ImageSuite:
         return perceptual_distance(name, self._weights, device)
 
 
+def read_definition(name: str) -> SuiteDefinition:
+    """The definition in `<name>.yaml`."""
+    text = files(__name__).joinpath(f"{name}.yaml").read_text()
+    return validate(SuiteDefinition, yaml.safe_load(text), f"{name}.yaml: ")
+
+
 def _build(
     name: str,
     schema: type[DataOptions],
     load: Callable[[DataOptions, str], Dataset],
     options: Mapping[str, Mapping[str, Any]],
     shape: Callable[[DataOptions], tuple[int, int, int]] | None = None,
-) -> ImageSuite:
+) -> DefinedSuite:
     """The suite of `<name>.yaml`.
 
     Args:
@@ -165,30 +197,29 @@ def _build(
         options: by section, `data` and `weights`.
         shape: (C, H, W) of images and latents where it depends on the data options; replaces the file's.
     """
-    text = files(__name__).joinpath(f"{name}.yaml").read_text()
-    definition = validate(SuiteDefinition, yaml.safe_load(text), f"{name}.yaml: ")
+    definition = read_definition(name)
     data = validate(schema, options.get("data", {}), "data.")
     weights = validate(WeightsOptions, options.get("weights", {}), "weights.")
     if shape is not None:
         definition = definition.model_copy(update={"image_shape": shape(data), "latent_shape": shape(data)})
-    return ImageSuite(definition, partial(load, data), data, weights)
+    return DefinedSuite(definition, partial(load, data), data, weights)
 
 
-def digits(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+def digits(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
     """The embedded default: 8x8 handwritten digits."""
     return _build("digits", DigitsData, lambda _, split: datasets.digits(split), options)
 
 
-def folder(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+def folder(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
     """Any folder of images at any size: data.path, data.size."""
     return _build("folder", datasets.FolderOptions, datasets.folder, options, lambda data: (3, data.size, data.size))
 
 
-def cifar10(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+def cifar10(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
     """CIFAR-10, 32x32 pixels, from data.path."""
     return _build("cifar10", datasets.Cifar10Options, datasets.cifar10, options)
 
 
-def imagenet256(options: Mapping[str, Mapping[str, Any]]) -> ImageSuite:
+def imagenet256(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
     """ImageNet at 256x256 pixels, from data.path; data and tasks only, its networks cannot be loaded yet."""
     return _build("imagenet256", datasets.ImageNetOptions, datasets.imagenet, options)

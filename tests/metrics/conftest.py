@@ -1,4 +1,4 @@
-"""Small evaluation sets, and feature spaces that are plain arithmetic."""
+"""Small evaluation sets, feature spaces that are plain arithmetic, and a posterior that is known exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vfmbench.interfaces import NoiseSource
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.randomness import PhiloxNoise, sample_rows
 
 
 class PixelSpace:
@@ -48,5 +50,52 @@ def make_set() -> Callable[..., EvaluationSet]:
         shifts = noise * torch.randn((n, count, *shape), generator=generator)
         samples = (truth[:, None] + shifts).clamp(0, 255).round().to(torch.uint8)
         return EvaluationSet(truth=truth, samples=samples, **{"planned": n, **fields})
+
+    return make
+
+
+class TwoSquares:
+    """Row i is uniform on [0,1)^2 with probability p_i, and else on [2,3) x [0,1)."""
+
+    def __init__(self, first: Tensor):
+        self.first = first.double()
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def sample(self, count: int, noise: NoiseSource) -> Tensor:
+        uniform = noise.uniform((3,), 0).double().reshape(len(self), count, 3)
+        shift = 2.0 * (uniform[..., 0] >= self.first[:, None])
+        return torch.stack([uniform[..., 1] + shift, uniform[..., 2]], -1).float()[..., None, None]
+
+    def log_density(self, points: Tensor) -> Tensor:
+        return (self.mode_shares(points) * self.mode_weights()[:, None]).sum(-1).log()
+
+    def mode_weights(self) -> Tensor:
+        return torch.stack([self.first, 1 - self.first], 1)
+
+    def mode_shares(self, points: Tensor) -> Tensor:
+        x, y = points.flatten(2).unbind(-1)
+        inside = (y >= 0) & (y < 1)
+        return torch.stack([inside & (x >= 0) & (x < 1), inside & (x >= 2) & (x < 3)], -1).double()
+
+
+@pytest.fixture
+def two_squares() -> type[TwoSquares]:
+    return TwoSquares
+
+
+@pytest.fixture
+def make_points() -> Callable[..., EvaluationSet]:
+    """`make_points(n, S, p, scale)`: truth, samples and prior from the posterior, the samples stretched about the origin."""
+
+    def make(n: int = 12, count: int = 10, first: float = 0.3, scale: float = 1.0, seed: int = 0, **fields) -> EvaluationSet:
+        posterior = TwoSquares(torch.full((n,), first))
+        rows = sample_rows(torch.arange(n), range(count))
+        truth, samples, prior = (
+            posterior.sample(count, PhiloxNoise(seed, stream, *rows)) for stream in ("truth", "samples", "prior")
+        )
+        known = {"samples": scale * samples, "exact": posterior, "prior": prior, "planned": n}
+        return EvaluationSet(truth=truth[:, 0].clone(), **{**known, **fields})
 
     return make

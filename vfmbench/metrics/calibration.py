@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vfmbench.interfaces import FeatureSpace, MetricValue, UserError
-from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.evaluation import PIXELS, EvaluationSet
 from vfmbench.metrics.ranks import (
     calibration_error,
     central_coverage,
@@ -37,20 +37,22 @@ _INTERVAL = "interval: +- 1.96 bootstrap standard deviations over images"
 
 
 def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
-    """`interval_coverage`, `calibration_error` of pixels and of feature projections.
+    """`interval_coverage`, `calibration_error` of pixels (or the coordinates of points) and of feature projections.
 
     The coverage is that of the central interval whose exact level is nearest to 90 % (`quoted_level`), the error the mean
     |coverage - level| over all levels that S samples give; its curve is each image's shares of ranks.
     """
     _check_samples(evaluation, "ranks among an image's samples need")
     truth, samples = evaluation.truth.flatten(1), evaluation.samples.flatten(2)
+    stored = evaluation.value_space
 
-    def in_pixels() -> list[MetricValue]:
+    def of_values() -> list[MetricValue]:
+        what = f"{truth.shape[1]} {stored.entries}"
+        if stored is not PIXELS:
+            return _rank_values(stored.name, _in_blocks(rank_shares, truth, samples), what)
         levels, nearest = data_levels(truth)
         shares = _in_blocks(lambda x, y: rank_shares(x, y if levels == 256 else nearest[y.long()]), truth, samples)
-        return _rank_values(
-            "pixel", shares, f"{truth.shape[1]} pixels, samples rounded to the {levels} grey levels of the true images"
-        )
+        return _rank_values(stored.name, shares, f"{what}, samples rounded to the {levels} grey levels of the true images")
 
     def in_space(name: str) -> list[MetricValue]:
         of_truth, of_samples = evaluation.features(name)
@@ -59,7 +61,7 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
         what = f"projections of raw features on {_PROJECTIONS} random directions (seed {_SEED}, the same for every method)"
         return _rank_values(name, shares, what, evaluation.space(name))
 
-    values = attempt([f"{name}@pixel" for name in _RANK_NAMES], in_pixels)
+    values = attempt([f"{name}@{stored.name}" for name in _RANK_NAMES], of_values)
     return values + in_each_space(evaluation, _RANK_NAMES, in_space)
 
 
@@ -89,36 +91,39 @@ def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
     def in_space(name: str) -> list[MetricValue]:
         return [value(name, *evaluation.features(name), evaluation.space(name))]
 
-    in_pixels = attempt(["tarp@pixel"], lambda: [value("pixel", evaluation.truth.flatten(1), evaluation.samples.flatten(2))])
-    return in_pixels + in_each_space(evaluation, ["tarp"], in_space)
+    of_values = value(evaluation.value_space.name, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
+    return [of_values, *in_each_space(evaluation, ["tarp"], in_space)]
 
 
 def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
-    """`spread_skill@pixel`: sqrt((S+1)/S mean variance of the samples / mean squared error of their mean); 1 when calibrated.
+    """`spread_skill@pixel` or `@point`: sqrt((S+1)/S variance of the samples / squared error of their mean); 1 when calibrated.
 
+    Both are means over entries and images.
     Fortin et al. 2014, "Why should ensemble spread match the RMSE of the ensemble mean?", eq. 15. Below 1 the samples are too
     close together for the error they make. SNaP's calibration ratio (variance over squared error without the variance's own
     share in it) is S r^2 / (S + 1 - r^2) of this ratio r, and says the same.
     """
     _check_samples(evaluation, "the spread of an image's samples needs")
-    count = evaluation.num_samples
+    count, stored = evaluation.num_samples, evaluation.value_space
 
     def moments(truth: Tensor, samples: Tensor) -> Tensor:
-        """Mean variance and mean squared error in 8-bit levels, whose unit cancels; [n,P], [n,S,P] -> [n,2]."""
-        levels = samples.float()
-        # Sums of levels are exact, so that samples without spread have none here.
-        mean = levels.sum(1) / count
-        variance = (levels - mean[:, None]).square().sum((1, 2), dtype=torch.float64) / (count - 1)
-        return torch.stack([variance, (mean - truth.float()).square().sum(1, dtype=torch.float64)], dim=1) / truth.shape[1]
+        """Mean variance and mean squared error in stored numbers, whose unit cancels; [n,P], [n,S,P] -> [n,2]."""
+        numbers = samples.to(stored.dtype)
+        # In this type samples without spread have none here.
+        mean = numbers.sum(1) / count
+        variance = (numbers - mean[:, None]).square().sum((1, 2), dtype=torch.float64) / (count - 1)
+        error = (mean - truth.to(stored.dtype)).square().sum(1, dtype=torch.float64)
+        return torch.stack([variance, error], dim=1) / truth.shape[1]
 
     def ratio(means: Tensor) -> Tensor:
         return ((count + 1) / count * means[..., 0] / means[..., 1]).sqrt()
 
     per_image = _in_blocks(moments, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
     if per_image[:, 1].sum() == 0:
-        raise UserError("the mean of the samples is the true image in every pixel, so there is no error to compare with")
-    settings = f"sqrt of (K+1)/K mean variance over mean squared error of the mean, K={count} samples, pixels; {_INTERVAL}"
-    return [_set_value("spread_skill@pixel", ratio, per_image, settings, with_curves=False)]
+        raise UserError("the mean of the samples is the truth in every entry, so there is no error to compare with")
+    of_what = f"K={count} samples, {stored.entries}"
+    settings = f"sqrt of (K+1)/K mean variance over mean squared error of the mean, {of_what}; {_INTERVAL}"
+    return [_set_value(f"spread_skill@{stored.name}", ratio, per_image, settings, with_curves=False)]
 
 
 def quoted_level(count: int) -> float:

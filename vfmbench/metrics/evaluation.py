@@ -1,4 +1,4 @@
-"""What metrics are computed from: true images, stored posterior samples, and features of both."""
+"""What metrics are computed from: true images or points, stored posterior samples, features of both, and exact posteriors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,52 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vfmbench.interfaces import FeatureSpace, MissingError, PerceptualDistance, UserError
+from vfmbench.interfaces import ExactPosterior, FeatureSpace, MissingError, PerceptualDistance, UserError
+from vfmbench.randomness import PhiloxNoise, sample_rows
 
 _FEATURE_BATCH = 1024
 _BLOCK_VALUES = 2**20
+_EXACT_SEED = 0
+
+
+@dataclass(frozen=True)
+class ValueSpace:
+    """What the stored numbers are, and in which unit metrics of the numbers themselves quote them.
+
+    Attributes:
+        name: what stands behind such a metric's name, as in `crps@pixel`.
+        entries: what the numbers of one image or point are called.
+        scale: from stored numbers to quoted ones.
+        settings: what the quoted numbers are.
+        dtype: floating type in which the mean of equal numbers is that number.
+    """
+
+    name: str
+    entries: str
+    scale: float
+    settings: str
+    dtype: torch.dtype
+
+
+# 8-bit levels are exact integers, and [-1, 1] is 255 levels wide.
+PIXELS = ValueSpace("pixel", "pixels", 2 / 255, "images in [-1,1]", torch.float32)
+POINTS = ValueSpace("point", "coordinates", 1.0, "points in their own unit", torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationSet:
     """True images and posterior samples of a run, as they were stored.
 
+    What is said of images holds for points too, unless a metric calls `check_images`.
+
     Attributes:
-        truth: uint8 [N,C,H,W].
-        samples: uint8 [N,S,C,H,W].
+        truth: uint8 images [N,C,H,W], or float32 points [N,d,1,1].
+        samples: [N,S,C,H,W], of the same type.
         label: class of each image, int64 [N], or None where the data has no classes.
         residual: root mean square of (A x - y) / noise_std of each stored sample, [N,S], or None if it was not stored.
         log_likelihood: log p(y' | sample) of a fresh observation y' of the truth, [N,S], nats, or None if not stored.
+        exact: the true posteriors of the N measurements of points, or None where they are not known.
+        prior: draws from the method's prior, like `samples`, column j being repetition j; None if it has none.
         feature_spaces: name -> feature space, or the reason why it is missing.
         perceptual: name -> perceptual distance, or the reason why it is missing.
         planned: number of images that the run was asked for; more than N when some of them failed.
@@ -38,14 +68,17 @@ class EvaluationSet:
     label: Tensor | None = None
     residual: Tensor | None = None
     log_likelihood: Tensor | None = None
+    exact: ExactPosterior | None = None
+    prior: Tensor | None = None
     feature_spaces: Mapping[str, FeatureSpace | str] = field(default_factory=dict)
     perceptual: Mapping[str, PerceptualDistance | str] = field(default_factory=dict)
     planned: int
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _exact_samples: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.truth.dtype != torch.uint8 or self.samples.dtype != torch.uint8:
-            raise UserError(f"metrics need uint8 images, not {self.truth.dtype} and {self.samples.dtype}")
+        if self.truth.dtype != self.samples.dtype or self.truth.dtype not in (torch.uint8, torch.float32):
+            raise UserError(f"metrics need uint8 images or float32 points, not {self.truth.dtype} and {self.samples.dtype}")
         if self.truth.ndim != 4 or self.samples.ndim != 5 or self.samples.numel() == 0:
             raise UserError(
                 "metrics need true images [N,C,H,W] and samples [N,S,C,H,W], at least one of each, "
@@ -61,6 +94,10 @@ class EvaluationSet:
             raise UserError(
                 f"log-likelihoods {list(self.log_likelihood.shape)} do not match samples {list(self.samples.shape[:2])}"
             )
+        if self.exact is not None and len(self.exact) != len(self.truth):
+            raise UserError(f"{len(self.truth)} images need as many exact posteriors, not {len(self.exact)}")
+        if self.prior is not None and (self.prior.shape, self.prior.dtype) != (self.samples.shape, self.samples.dtype):
+            raise UserError(f"prior samples {list(self.prior.shape)} do not match samples {list(self.samples.shape)}")
         if self.planned < len(self.truth):
             raise UserError(f"{len(self.truth)} images, but only {self.planned} were planned")
 
@@ -74,20 +111,34 @@ class EvaluationSet:
         return self.samples.shape[1]
 
     @property
+    def value_space(self) -> ValueSpace:
+        """What the stored numbers are."""
+        return PIXELS if self.truth.dtype == torch.uint8 else POINTS
+
+    def check_images(self, what: str) -> None:
+        """Raises UserError, which says that `what` needs images, where the data are points."""
+        if self.value_space is not PIXELS:
+            raise UserError(f"{what} needs images, and the data are points")
+
+    @property
     def truth_unit(self) -> Tensor:
-        """True images in [0, 1], float64 [N,C,H,W]."""
-        return self.truth.double() / 255
+        """True images in [0, 1], float64 [N,C,H,W]. Raises UserError for points, as the next two do."""
+        return self._unit(self.truth.double())
 
     @property
     def samples_unit(self) -> Tensor:
         """Samples in [0, 1], float64 [N,S,C,H,W]."""
-        return self.samples.double() / 255
+        return self._unit(self.samples.double())
 
     @property
     def mean_unit(self) -> Tensor:
         """Mean of each image's samples in [0, 1], float64 [N,C,H,W]; not rounded to 8 bits again."""
         # Sums of 8-bit levels are exact, so that the mean of equal samples is the sample itself.
-        return self.samples.double().mean(1) / 255
+        return self._unit(self.samples.double().mean(1))
+
+    def _unit(self, levels: Tensor) -> Tensor:
+        self.check_images("the range [0, 1]")
+        return levels / 255
 
     def over_blocks(self, function: Callable[[EvaluationSet], Tensor]) -> Tensor:
         """Concatenates `function` (images only, [b, ...]) over blocks of images small enough to hold as floats."""
@@ -95,8 +146,10 @@ class EvaluationSet:
 
     def _blocks(self) -> Iterator[EvaluationSet]:
         size = max(1, _BLOCK_VALUES // self.samples[0].numel())
+        # What else has a row for each image would not fit a block.
+        bare = replace(self, label=None, residual=None, log_likelihood=None, exact=None, prior=None, feature_spaces={})
         for truth, samples in zip(self.truth.split(size), self.samples.split(size), strict=True):
-            yield replace(self, truth=truth, samples=samples, label=None, residual=None, log_likelihood=None, feature_spaces={})
+            yield replace(bare, truth=truth, samples=samples)
 
     def space(self, name: str) -> FeatureSpace:
         """Raises: MissingError with the reason if the space could not be loaded."""
@@ -120,9 +173,10 @@ class EvaluationSet:
 
         Raises:
             MissingError: the space is missing.
-            UserError: the space returned a number that is not finite.
+            UserError: the space returned a number that is not finite, or the data are points.
         """
         if name not in self._features:
+            self.check_images("a feature space")
             space = self.space(name)
             self._features[name] = (
                 self._embed(space, self.truth, "true image"),
@@ -145,7 +199,9 @@ class EvaluationSet:
 
         Raises:
             MissingError: the space is missing, or has no classifier.
+            UserError: the data are points.
         """
+        self.check_images("a classifier")
         space = self.space(name)
         batches = []
         for images in self.samples.flatten(0, 1).split(_FEATURE_BATCH):
@@ -154,3 +210,37 @@ class EvaluationSet:
                 raise MissingError(f"feature space {name!r} has no classifier")
             batches.append(predicted.to(self.truth.device))
         return torch.cat(batches).unflatten(0, self.samples.shape[:2])
+
+    def exact_posterior(self) -> ExactPosterior:
+        """Raises: MissingError if the posterior is not known or the data are images."""
+        if self.exact is None or self.value_space is not POINTS:
+            raise MissingError("the suite's posterior is not known in closed form")
+        return self.exact
+
+    def exact_samples(self, copy: int) -> Tensor:
+        """As many draws from each exact posterior as there are samples, [N,S,C,H,W]; computed once per copy.
+
+        They depend on the position in the set and on `copy` alone, so that every method meets the same draws, and copies are
+        independent of each other.
+
+        Raises:
+            MissingError: as `exact_posterior`.
+        """
+        if copy not in self._exact_samples:
+            rows = sample_rows(torch.arange(len(self), device=self.truth.device), range(self.num_samples))
+            noise = PhiloxNoise(_EXACT_SEED, f"exact_posterior/{copy}", *rows)
+            self._exact_samples[copy] = self.exact_posterior().sample(self.num_samples, noise)
+        return self._exact_samples[copy]
+
+    def prior_points(self) -> Tensor:
+        """Draws from the method's prior, [N,S,d].
+
+        Raises:
+            MissingError: the method has no prior samples, or the data are images.
+            UserError: they are not finite.
+        """
+        if self.prior is None or self.value_space is not POINTS:
+            raise MissingError("the method has no prior samples")
+        if not self.prior.isfinite().all():
+            raise UserError(f"{int((~self.prior.isfinite()).flatten(2).any(2).sum())} prior samples are not finite")
+        return self.prior.flatten(2)

@@ -23,11 +23,13 @@ _BLOCK_VALUES = 2**19
 
 def psnr(evaluation: EvaluationSet) -> list[MetricValue]:
     """`psnr`: PSNR of one sample, averaged over samples and images; `psnr_mean` (S > 1): of the mean of an image's samples."""
+    evaluation.check_images("PSNR")
     return _with_mean_of_samples(evaluation, "psnr", peak_signal_to_noise, "dB, range [0,1]", _psnr_value)
 
 
 def ssim(evaluation: EvaluationSet) -> list[MetricValue]:
     """`ssim`: SSIM of one sample, averaged over samples and images; `ssim_mean` (S > 1): of the mean of an image's samples."""
+    evaluation.check_images("SSIM")
     window = ssim_window(*evaluation.truth.shape[-2:])
     settings = f"range [0,1], Gaussian window {window}x{window}, sigma {_SSIM_SIGMA}, mean over channels"
     return _with_mean_of_samples(evaluation, "ssim", structural_similarity, settings, mean_value)

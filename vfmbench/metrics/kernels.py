@@ -1,4 +1,4 @@
-"""Kernel distances between two sets of features: KID and MMD."""
+"""Kernel distances between two sets of features or points: KID and MMD."""
 
 from __future__ import annotations
 
@@ -98,9 +98,31 @@ def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel, counts: Tensor) -> tuple[T
     return within / distinct - 2 * across / n**2, (within - 2 * (across - own_pairs)) / distinct
 
 
+def squared_mmd_of_each(x: Tensor, y: Tensor, squared_length: Tensor) -> Tensor:
+    """Squared MMD of each of B pairs of sets, by Gretton's eq. 3 under a Gaussian kernel: unbiased, and may be negative.
+
+    Args:
+        x: [B,n,d].
+        y: [B,n,d], independent of x.
+        squared_length: of each pair's kernel, [B].
+
+    Returns:
+        [B].
+
+    Raises:
+        UserError: a single point in each set.
+    """
+    n, scale = x.shape[1], -2 * squared_length[:, None, None]
+    if n < 2:
+        raise UserError("the MMD of two sets needs at least 2 points of each")
+    sums = [_squared_distances(a, b).div_(scale).exp_().sum((1, 2)) for a, b in ((x, x), (y, y), (x, y))]
+    # A point is not paired with itself, where the kernel is 1.
+    return (sums[0] + sums[1] - 2 * n) / (n * (n - 1)) - 2 * sums[2] / n**2
+
+
 def gaussian_kernel(squared_length: float) -> Kernel:
     """exp(-r^2 / (2 squared_length)), [a,d] and [b,d] -> [a,b]."""
-    return lambda x, y: torch.exp(_squared_distances(x, y) / (-2 * squared_length))
+    return lambda x, y: _squared_distances(x, y).div_(-2 * squared_length).exp_()
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -114,7 +136,7 @@ def median_squared_distance(x: Tensor) -> float:
     Raises:
         UserError: it is zero, so that it gives no length scale.
     """
-    points = _thinned(x)
+    points = thinned(x)
     rows, columns = torch.triu_indices(len(points), len(points), offset=1, device=x.device)
     median = float(np.median(_squared_distances(points, points)[rows, columns].cpu().numpy()))
     if median <= 0:
@@ -122,12 +144,28 @@ def median_squared_distance(x: Tensor) -> float:
     return median
 
 
-def _thinned(x: Tensor) -> Tensor:
-    count = min(len(x), _MEDIAN_POINTS)
+def median_squared_distance_across(x: Tensor, y: Tensor) -> Tensor:
+    """Median over all pairs of a point of x [B,n,d] and one of y [B,m,d], at most 2000 of each, evenly spaced; float64 [B].
+
+    Never zero, so that it is a length scale even for sets that coincide.
+    """
+    distances = _squared_distances(thinned(x), thinned(y)).flatten(1).cpu().numpy()
+    medians = torch.from_numpy(np.median(distances, axis=1, overwrite_input=True))
+    return medians.clamp_min(torch.finfo(torch.float64).tiny).to(x.device)
+
+
+def thinned(x: Tensor) -> Tensor:
+    """At most 2000 of the points of x [...,n,d]."""
+    n = x.shape[-2]
+    count = min(n, _MEDIAN_POINTS)
     # Even spacing rather than the first points, because data sets are often sorted by class.
-    return x[torch.arange(count, device=x.device) * len(x) // count]
+    return x[..., torch.arange(count, device=x.device) * n // count, :]
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    squares = x.square().sum(1)[:, None] + y.square().sum(1)[None, :]
-    return (squares - 2 * x @ y.mT).clamp_min(0)
+    """Between all points of x [...,a,d] and y [...,b,d] -> [...,a,b]."""
+    distances = (-2 * x) @ y.mT
+    # In place, because fresh memory for so large a result costs more than the arithmetic.
+    distances += x.square().sum(-1)[..., :, None]
+    distances += y.square().sum(-1)[..., None, :]
+    return distances.clamp_min_(0)

@@ -13,6 +13,7 @@ from vfmbench.metrics.values import attempt, mean_value
 
 def lpips(evaluation: EvaluationSet) -> list[MetricValue]:
     """`lpips_alex`, `lpips_vgg`: LPIPS of one sample; `lpips_alex_mean`, ... (S > 1): of the mean of an image's samples."""
+    evaluation.check_images("LPIPS")
     if not evaluation.perceptual:
         raise MissingError("no network is set for these images (LPIPS needs RGB images of at least 31x31 pixels)")
     values: list[MetricValue] = []

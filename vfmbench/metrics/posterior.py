@@ -17,20 +17,19 @@ _CRPS_NAMES = ("crps", "crps_fair")
 
 
 def crps(evaluation: EvaluationSet) -> list[MetricValue]:
-    """Energy score in pixel space (images in [-1, 1]) and on L2-normalised features of each space, by both estimators."""
-    count = evaluation.num_samples
+    """Energy score of the images (in [-1, 1]) or points, and on L2-normalised features of each space, by both estimators."""
+    count, stored = evaluation.num_samples, evaluation.value_space
 
-    def in_pixels() -> list[MetricValue]:
+    def of_values() -> list[MetricValue]:
         distance, spread = energy_terms(evaluation.truth.flatten(1), evaluation.samples.flatten(2))
-        # The score scales with the images: 8-bit levels are exact integers, and [-1, 1] is 255 levels wide.
-        scale = 2 / 255
-        return _crps_values("pixel", distance * scale, spread * scale, count, "images in [-1,1]")
+        # The score scales with the numbers.
+        return _crps_values(stored.name, distance * stored.scale, spread * stored.scale, count, stored.settings)
 
     def in_space(name: str) -> list[MetricValue]:
         terms = energy_terms(*evaluation.features(name, normalised=True))
         return _crps_values(name, *terms, count, "L2-normalised features", evaluation.space(name))
 
-    values = attempt([f"{name}@pixel" for name in _CRPS_NAMES], in_pixels)
+    values = attempt([f"{name}@{stored.name}" for name in _CRPS_NAMES], of_values)
     return values + in_each_space(evaluation, _CRPS_NAMES, in_space)
 
 
@@ -52,7 +51,7 @@ def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError("the energy score needs at least 2 samples of an image")
     # Blocks that stay in a processor's cache: larger ones are slower.
     width = max(1, min(dimension, _BLOCK_VALUES // count))
-    size = max(1, _BLOCK_VALUES // (count * width))
+    size = max(1, _BLOCK_VALUES // (count * max(count, width)))
     distances, spreads = [], []
     for x, draws in zip(truth.split(size), samples.split(size), strict=True):
         inner = torch.zeros(len(x), count, count, dtype=torch.float64, device=x.device)
@@ -95,12 +94,14 @@ def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
 
 
 def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
-    """`diversity@pixel`: standard deviation of each pixel over an image's samples (unbiased variance), images in [-1, 1]."""
+    """`diversity@pixel`, `diversity@point`: standard deviation of each entry over an image's samples (unbiased variance)."""
     count = evaluation.num_samples
     if count < 2:
         raise UserError("the spread of an image's samples needs at least 2 of them")
-    per_image = evaluation.over_blocks(lambda block: 2 * block.samples_unit.std(1).flatten(1).mean(1))
-    return [mean_value("diversity@pixel", per_image, f"images in [-1,1]; K={count} samples; mean over pixels")]
+    stored = evaluation.value_space
+    per_image = evaluation.over_blocks(lambda block: stored.scale * block.samples.double().std(1).flatten(1).mean(1))
+    settings = f"{stored.settings}; K={count} samples; mean over {stored.entries}"
+    return [mean_value(f"diversity@{stored.name}", per_image, settings)]
 
 
 def residual(evaluation: EvaluationSet) -> list[MetricValue]:

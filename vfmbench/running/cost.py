@@ -56,10 +56,17 @@ def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
     settings = "n counts batches; a process's first batch is left out if there are others"
     batches = _batches(records)
     columns = {"nfe": "network_forwards"} | {kind: kind for kind in KINDS if kind != "network_forwards"}
-    return [
+    values = [
         mean_value(name, torch.tensor(batches[column].to_numpy()), settings)
         for name, column in {**columns, "seconds_per_sample": "seconds"}.items()
     ]
+    drawn = records.dropna(subset=["effective_samples"]).drop_duplicates("index")
+    effective = torch.tensor(drawn["effective_samples"].to_numpy())
+    samples = records["sample"].max() + 1
+    if (effective != samples).any():
+        settings = f"independent draws that an image's {samples} samples are worth, by the method's own estimate"
+        values.append(mean_value("effective_samples", effective, settings))
+    return values
 
 
 def summarise(records: pd.DataFrame) -> dict[str, float]:

@@ -7,14 +7,21 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from vfmbench.interfaces import Dataset, MissingError, Status, Suite
+from vfmbench.config import RunIdentity
+from vfmbench.interfaces import Dataset, Measurement, MissingError, Status, Suite, Task
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.models.images import to_float
+from vfmbench.randomness import split_seed
 from vfmbench.running.store import RunStore
 
 Network = TypeVar("Network")
 # Feature space or perceptual distance by name, or the reason why it is missing.
 MetricNetworks = Mapping[str, Any]
+
+# What metrics read of a shard, a row an image.
+_PER_IMAGE = ("images", "residual", "log_likelihood", "prior")
 
 
 def load_or_reason(names: Iterable[str], load: Callable[[str], Network]) -> dict[str, Network | str]:
@@ -37,13 +44,29 @@ def metric_networks(suite: Suite, device: torch.device) -> MetricNetworks:
     return {**spaces, **load_or_reason(suite.perceptual_names, lambda name: suite.perceptual(name, device))}
 
 
+def measured(
+    task: Task, dataset: Dataset, identity: RunIdentity, positions: list[int], device: torch.device
+) -> tuple[Tensor, Measurement]:
+    """True images [B,C,H,W] in [-1,1] and the run's measurement of them, the same at every call, on `device`."""
+    images, label = dataset.load(positions)
+    index = torch.tensor(positions, device=device)
+    truth = to_float(images.to(device))
+    return truth, task.measure(truth, label.to(device), index, split_seed(identity.split, identity.seed))
+
+
 def stored_evaluation(
-    store: RunStore, suite: Suite, dataset: Dataset, planned: int, records: pd.DataFrame, networks: MetricNetworks
+    store: RunStore,
+    suite: Suite,
+    task: Task | None,
+    dataset: Dataset,
+    identity: RunIdentity,
+    records: pd.DataFrame,
+    networks: MetricNetworks,
 ) -> tuple[EvaluationSet, list[int]]:
     """The stored samples of all images whose every sample is done, beside the true images; and the images' positions.
 
     Args:
-        planned: number of images that the run was asked for.
+        task: the run's; None where it is not known, so that metrics of exact posteriors are missing.
         records: as `RunStore.compile_tables` returns them.
     """
     broken = set(records.loc[records["status"] != Status.DONE, "index"])
@@ -53,26 +76,29 @@ def stored_evaluation(
     if not kept:
         raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
     rows = {index: row for row, index in enumerate(kept)}
-    samples, residual, likelihood = (
-        part.new_empty(len(kept), *part.shape[1:]) for part in (shards[0].images, shards[0].residual, shards[0].log_likelihood)
-    )
+    names = [name for name in _PER_IMAGE if getattr(shards[0], name) is not None]
+    parts = {name: getattr(shards[0], name).new_empty(len(kept), *getattr(shards[0], name).shape[1:]) for name in names}
     # Each shard is let go of once its rows are in place, so that the samples are in memory about once.
     while shards:
         shard = shards.pop()
         inside = torch.tensor([index in rows for index in shard.index.tolist()])
         places = torch.tensor([rows[index] for index in shard.index[inside].tolist()], dtype=torch.long)
-        samples[places] = shard.images[inside]
-        residual[places] = shard.residual[inside]
-        likelihood[places] = shard.log_likelihood[inside]
+        for name in names:
+            parts[name][places] = getattr(shard, name)[inside]
     truth, label = dataset.load(kept)
+    exact = None
+    if suite.posterior_known and task is not None:
+        exact = suite.posterior(measured(task, dataset, identity, kept, torch.device("cpu"))[1])
     evaluation = EvaluationSet(
         truth=truth,
-        samples=samples,
+        samples=parts["images"],
         label=label if suite.num_classes else None,
-        residual=residual,
-        log_likelihood=likelihood,
+        residual=parts["residual"],
+        log_likelihood=parts["log_likelihood"],
+        exact=exact,
+        prior=parts.get("prior"),
         feature_spaces={name: networks[name] for name in suite.feature_space_names},
         perceptual={name: networks[name] for name in suite.perceptual_names},
-        planned=planned,
+        planned=identity.num_images,
     )
     return evaluation, kept

@@ -18,18 +18,21 @@ from torch import Tensor
 from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
 from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Samples, Status, Suite, Task, UserError
 from vfmbench.metrics.compute import compute_metrics
-from vfmbench.models.images import to_float, to_uint8
+from vfmbench.models.images import to_float, to_stored
 from vfmbench.provenance import environment, now
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.registry import metrics as metric_registry
 from vfmbench.registry import samplers, suites, unknown_name
 from vfmbench.running.cost import cost_metrics, measure_cost, summarise
-from vfmbench.running.evaluating import MetricNetworks, metric_networks, stored_evaluation
+from vfmbench.running.evaluating import MetricNetworks, measured, metric_networks, stored_evaluation
 from vfmbench.running.store import RunStore, Shard, measurement_hashes
 
 Progress = Callable[[int, int], None]
 
 LOG = logging.getLogger("vfmbench")
+
+PRIOR_STREAM = "prior"
+"""Noise stream of draws from a method's own prior; figures make the same noise again."""
 
 DIVERGED_ABOVE = 100.0
 """A sample with a pixel (on the scale of [-1, 1]) or latent entry beyond this or not a number has status `diverged`."""
@@ -96,7 +99,7 @@ def plan(config: RunConfig) -> Plan:
     task = suite.task(config.task, config.options.get("task", {}))
     chosen = {**_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
-    metric_names = list(config.metrics) if config.metrics is not None else metric_registry.names()
+    metric_names = list(config.metrics) if config.metrics is not None else list(suite.metric_names) or metric_registry.names()
     for name in metric_names:
         metric_registry.get(name)
     device = choose_device(config.device)
@@ -231,7 +234,7 @@ def _work(
             note = _joined(note, smaller)
         records = store.compile_tables(identity)
         note = facts["note"] = _joined(note, _diverged(records))
-        evaluation, index = stored_evaluation(store, plan.suite, plan.dataset, identity.num_images, records, networks)
+        evaluation, index = stored_evaluation(store, plan.suite, plan.task, plan.dataset, identity, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
         store.write_metrics({**values, "cost": cost_metrics(records)}, index)
     except Exception as error:
@@ -293,10 +296,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Measurement]:
     """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
-    images, label = plan.dataset.load(positions)
-    truth = to_float(images.to(plan.device))
-    index = torch.tensor(positions, device=plan.device)
-    return truth, plan.task.measure(truth, label.to(plan.device), index, split_seed(plan.identity.split, plan.identity.seed))
+    return measured(plan.task, plan.dataset, plan.identity, positions, plan.device)
 
 
 def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> int:
@@ -343,9 +343,7 @@ def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shar
             drawn = range(start, samples if len(positions) > 1 else min(samples, start + rows))
             noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, drawn))
             parts.append(sampler.sample(measurement, len(drawn), noise))
-    within = torch.cat([_within_bounds(part) for part in parts], 1)
-    images = torch.cat([part.images for part in parts], 1)
-    return _shard(images, within, measurement, _fresh(plan, truth, measurement), cost)
+    return _shard(plan, sampler, parts, measurement, _fresh(plan, truth, measurement), cost)
 
 
 def _within_bounds(samples: Samples) -> Tensor:
@@ -369,13 +367,21 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _shard(images: Tensor, finite: Tensor, measurement: Measurement, fresh: Measurement, cost: dict[str, float]) -> Shard:
+def _shard(
+    plan: Plan, sampler: Sampler, parts: list[Samples], measurement: Measurement, fresh: Measurement, cost: dict[str, float]
+) -> Shard:
+    """Args: parts: the sampler's answers, one after the other along the samples."""
+    finite = torch.cat([_within_bounds(part) for part in parts], 1)
+    images = torch.cat([part.images for part in parts], 1)
     samples = images.shape[1]
-    stored = to_uint8(torch.nan_to_num(images))
+    stored = to_stored(torch.nan_to_num(images), plan.suite.modality)
     # Residual and likelihood belong to the image that metrics see, after rounding.
     seen = to_float(stored).flatten(0, 1)
     residual = measurement.repeat(samples).normalised_residual(seen).unflatten(0, (-1, samples))
     likelihood = fresh.repeat(samples).log_likelihood(seen).unflatten(0, (-1, samples))
+    points = plan.suite.modality == "points"
+    sources = [part.source for part in parts if part.source is not None]
+    effective = [part.effective_samples for part in parts if part.effective_samples is not None]
     return Shard(
         images=stored.cpu(),
         index=measurement.index.cpu(),
@@ -384,4 +390,17 @@ def _shard(images: Tensor, finite: Tensor, measurement: Measurement, fresh: Meas
         log_likelihood=torch.where(finite, likelihood, torch.nan).cpu(),
         measurement_hash=measurement_hashes(measurement.y),
         cost=cost,
+        prior=_prior(plan, sampler, measurement, samples) if points else None,
+        source=torch.cat(sources, 1).cpu() if points and sources else None,
+        effective_samples=torch.stack(effective).sum(0).float().cpu() if effective else None,
     )
+
+
+def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int) -> Tensor | None:
+    """One draw from the method's own prior beside each posterior sample, [B,S,C,H,W]; not part of the cost."""
+    draw = getattr(sampler, "sample_prior", None)
+    if draw is None:
+        return None
+    rows = sample_rows(measurement.index, range(samples))
+    draws = draw(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
+    return to_stored(torch.nan_to_num(draws), plan.suite.modality).unflatten(0, (-1, samples)).cpu()

@@ -56,10 +56,10 @@ def score_run(
         MissingError: the suite's data is not there.
         UserError: not a run directory, no samples in it, other data than the run's, an unknown metric.
     """
-    chosen = _metrics(metrics)
     store = RunStore(directory)
     identity = _identity(store)
     suite, dataset = _suite_of(identity, options)
+    chosen = _metrics(list(suite.metric_names) or None if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
         stored = len(store.finished())
@@ -68,7 +68,9 @@ def score_run(
         session = {"started": now(), "images": 0, "metrics": list(chosen), **environment(device)}
         LOG.info("metrics of %d stored images: %s", stored, ", ".join(chosen))
         records = store.compile_tables(identity)
-        evaluation, index = stored_evaluation(store, suite, dataset, identity.num_images, records, networks)
+        # The task is only needed for what it measured; one from a user's file is not known any more.
+        task = suite.task(identity.task, identity.task_options) if suite.posterior_known else None
+        evaluation, index = stored_evaluation(store, suite, task, dataset, identity, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric}) for name, metric in chosen.items()}
         store.write_metrics({**values, "cost": cost_metrics(records)}, index)
         facts = store.provenance()

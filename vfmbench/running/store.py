@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -30,6 +31,7 @@ from vfmbench.interfaces import Dataset, MetricValue, Status, UserError
 
 SCHEMA_VERSION = 2
 _SHARD_TENSORS = ("images", "index", "label", "residual", "log_likelihood")
+_OPTIONAL_TENSORS = ("prior", "source", "effective_samples")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Shard:
     """One batch of results: B images with S samples each.
 
     Attributes:
-        images: uint8 [B,S,C,H,W].
+        images: uint8 [B,S,C,H,W]; float32 for points.
         index, label: int64 [B].
         residual: normalised data-fidelity residual of the stored images, float32 [B,S].
         log_likelihood: of a fresh observation of the true image under the stored images, float32 [B,S], nats.
         measurement_hash: SHA-256 of each measurement's bytes, B strings.
         cost: per-sample cost of the batch: seconds, network_seconds, peak_memory_bytes, one entry per evaluation kind.
+        prior: draws from the method's own prior, as `images`; None where it has none or the suite does not ask for them.
+        source: noise that each sample was made from, float32, of the latents' shape; points only.
+        effective_samples: what the S samples of an image are worth in independent draws, float32 [B]; None: S.
     """
 
     images: Tensor
@@ -52,33 +57,29 @@ class Shard:
     log_likelihood: Tensor
     measurement_hash: list[str]
     cost: dict[str, float]
+    prior: Tensor | None = None
+    source: Tensor | None = None
+    effective_samples: Tensor | None = None
 
-    def records(self, seed: int) -> list[dict[str, Any]]:
+    def records(self, seed: int) -> pd.DataFrame:
         """A row per image and sample, as in records.parquet."""
-        status = torch.where(self.residual.isfinite(), 0, 1).tolist()
-        names = (Status.DONE.value, Status.DIVERGED.value)
-        cost = {"nfe": self.cost["network_forwards"], **self.cost}
-        return [
+        rows, samples = self.residual.shape
+        status = np.where(self.residual.flatten().isfinite(), Status.DONE.value, Status.DIVERGED.value)
+        effective = torch.full((rows,), float(samples)) if self.effective_samples is None else self.effective_samples
+        return pd.DataFrame(
             {
-                "index": index,
-                "sample": sample,
-                "label": label,
+                "index": self.index.repeat_interleave(samples).numpy(),
+                "sample": np.tile(np.arange(samples), rows),
+                "label": self.label.repeat_interleave(samples).numpy(),
                 "seed": seed,
-                "residual": residual,
-                "log_likelihood": likelihood,
-                "status": names[state],
-                **cost,
+                "residual": self.residual.flatten().double().numpy(),
+                "log_likelihood": self.log_likelihood.flatten().double().numpy(),
+                "effective_samples": effective.repeat_interleave(samples).double().numpy(),
+                "status": status,
+                "nfe": self.cost["network_forwards"],
+                **self.cost,
             }
-            for index, label, residuals, likelihoods, states in zip(
-                self.index.tolist(),
-                self.label.tolist(),
-                self.residual.tolist(),
-                self.log_likelihood.tolist(),
-                status,
-                strict=True,
-            )
-            for sample, (residual, likelihood, state) in enumerate(zip(residuals, likelihoods, states, strict=True))
-        ]
+        )
 
 
 def measurement_hashes(y: Tensor) -> list[str]:
@@ -161,7 +162,8 @@ class RunStore:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_shard(self, shard: Shard) -> None:
-        tensors = {name: getattr(shard, name) for name in _SHARD_TENSORS}
+        tensors = {name: getattr(shard, name) for name in (*_SHARD_TENSORS, *_OPTIONAL_TENSORS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         header = {"cost": json.dumps(shard.cost), "measurement_hash": json.dumps(shard.measurement_hash)}
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
         replace_file(self._shard_path(shard.index), content)
@@ -172,7 +174,7 @@ class RunStore:
     def shards(self) -> list[Shard]:
         """All finished shards in order of their images."""
         result = []
-        for tensors, header in self._read_shards(_SHARD_TENSORS):
+        for tensors, header in self._read_shards(_SHARD_TENSORS, _OPTIONAL_TENSORS):
             hashes, cost = json.loads(header["measurement_hash"]), json.loads(header["cost"])
             result.append(Shard(**tensors, measurement_hash=hashes, cost=cost))
         return result
@@ -181,12 +183,15 @@ class RunStore:
         """Positions of the images whose samples are stored."""
         return {index for tensors, _ in self._read_shards(("index",)) for index in tensors["index"].tolist()}
 
-    def _read_shards(self, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    def _read_shards(
+        self, names: Sequence[str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
         """The named tensors and the header of each shard. One that cannot be read is set aside and computed again."""
         for path in sorted(self.directory.glob("samples/shard-*.safetensors")):
             try:
                 with safe_open(path, framework="pt") as file:
-                    tensors, header = {name: file.get_tensor(name) for name in names}, file.metadata()
+                    present = [*names, *(name for name in optional if name in file.keys())]  # noqa: SIM118 - not a mapping
+                    tensors, header = {name: file.get_tensor(name) for name in present}, file.metadata()
             except (SafetensorError, OSError):
                 path.rename(path.with_suffix(".unreadable"))
                 continue
@@ -212,7 +217,9 @@ class RunStore:
             for sample in range(identity.samples)
             if index not in stored
         ]
-        records = pd.DataFrame([row for shard in shards for row in shard.records(identity.seed)] + failed)
+        records = pd.concat(
+            [*(shard.records(identity.seed) for shard in shards), *([pd.DataFrame(failed)] if failed else [])], ignore_index=True
+        )
         self._write_table("records.parquet", records)
         hashes = {
             index: text for shard in shards for index, text in zip(shard.index.tolist(), shard.measurement_hash, strict=True)

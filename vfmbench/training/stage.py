@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,9 @@ class TrainingOptions(Options):
     warmup_steps: int = Field(0, ge=0)
     schedule: str = Field("constant", pattern="^(constant|cosine)$", description="of the learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0)
-    gradient_clip: float = Field(1.0, gt=0, description="norm, each network by itself")
+    gradient_clip: float | None = Field(1.0, gt=0, description="norm, each network by itself; null: none")
+    adam_beta2: float = Field(0.95, gt=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward passes; weights stay float32")
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     validate_every: int = Field(200, ge=1)
     checkpoint_every: int = Field(100, ge=1)

@@ -45,10 +45,12 @@ def train(
     for name in [*names, *overrides]:
         if name not in suite.training:
             raise unknown_name("training stage", name, [*suite.training, "all"])
-    classes = {name: stage_registry.get(name) for name in names}
-    options = {
-        name: validate(classes[name].Options, {**suite.training[name], **overrides.get(name, {})}, f"{name}.") for name in names
-    }
+    # A suite may train a stage by another registered objective than the one of its name.
+    classes = {name: stage_registry.get(suite.training[name].get("objective", name)) for name in names}
+    options = {}
+    for name in names:
+        own = {key: value for key, value in suite.training[name].items() if key != "objective"}
+        options[name] = validate(classes[name].Options, {**own, **overrides.get(name, {})}, f"{name}.")
     for name in names:
         try:
             classes[name].check(suite, options[name])

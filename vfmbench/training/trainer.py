@@ -58,7 +58,7 @@ class Trainer:
             name: torch.optim.AdamW(
                 [parameter for parameter in network.parameters() if parameter.requires_grad],
                 lr=self._options.learning_rate,
-                betas=(0.9, 0.95),
+                betas=(0.9, self._options.adam_beta2),
                 weight_decay=self._options.weight_decay,
             )
             for name, network in self._networks.items()
@@ -124,12 +124,16 @@ class Trainer:
         # torch's CPU generator keeps 32 bits of a seed, so the step cannot simply be added to a shifted seed.
         text = f"{self._options.seed}/{self._stage.name}/{self._step}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
-        loss, terms = self._stage.loss(self._step, generator, self._ema)
+        low = self._options.precision != "float32"
+        # The cache would keep half-precision weights that were cast without a graph, and the loss would lose its gradient.
+        with torch.autocast(self._stage.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+            loss, terms = self._stage.loss(self._step, generator, self._ema)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The loss of stage {self._stage.name} is {loss.item()} at step {self._step}.")
         loss.backward()
         for name, network in self._networks.items():
-            nn.utils.clip_grad_norm_(network.parameters(), self._options.gradient_clip)
+            if self._options.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), self._options.gradient_clip)
             self._optimisers[name].step()
         # A young average follows closely, else it would remember the initialisation.
         decay = min(self._options.ema_decay, (1 + self._step) / (10 + self._step))

@@ -1,0 +1,117 @@
+"""Suites whose posterior is known in closed form: points drawn from a prior, a linear observation, and the truth to compare with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmbench.config import validate
+from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, NoiseSource, Options
+from vfmbench.models.flow import FlowModel
+from vfmbench.models.metering import Meter
+from vfmbench.models.weights import WeightStore
+from vfmbench.randomness import PhiloxNoise
+from vfmbench.tasks.datasets.arrays import ArrayDataset
+from vfmbench.tasks.exact.checkerboard import CheckerboardPrior
+from vfmbench.tasks.exact.gaussian import random_gaussian
+from vfmbench.tasks.exact.mixture import grid_mixture
+from vfmbench.tasks.suites import DefinedSuite, WeightsOptions, read_definition
+
+SPLITS = {"train": 20_000, "validation": 2_000, "test": 10_000}
+
+
+class Prior(Protocol):
+    """A distribution of points: see vfmbench.tasks.exact."""
+
+    def draw(self, noise: NoiseSource) -> Tensor: ...
+
+    def posterior(self, measurement: Measurement) -> ExactPosterior: ...
+
+
+class NoData(Options):
+    """The points are drawn from the prior: nothing to choose."""
+
+
+class GaussianData(Options):
+    dimension: int = Field(8, ge=1)
+    condition: float = Field(100.0, ge=1, description="largest over smallest variance")
+
+
+class MixtureData(Options):
+    dimension: int = Field(2, ge=1)
+
+
+class KnownFlowWeights(WeightStore):
+    """The weights of a suite whose flow is a formula: the hash of "flow" is that of the points that it transports to."""
+
+    def __init__(self, directory: Path, hint: str, sha256: str):
+        super().__init__(directory, hint)
+        self._flow_sha256 = sha256
+
+    def sha256(self, name: str) -> str:
+        return self._flow_sha256 if name == "flow" else super().sha256(name)
+
+
+class ExactSuite(DefinedSuite):
+    """Args: velocity: u(x, t, r, label) of the prior where it is known; None where the flow is learned."""
+
+    posterior_known = True
+
+    def __init__(
+        self, name: str, data: Options, weights: WeightsOptions, prior: Prior, shape: tuple[int, int, int], velocity: nn.Module | None
+    ):
+        self._prior, self._velocity = prior, velocity
+        definition = read_definition(name).model_copy(update={"image_shape": shape, "latent_shape": shape})
+        super().__init__(definition, self._draw, data, weights)
+
+    def posterior(self, measurement: Measurement) -> ExactPosterior:
+        return self._prior.posterior(measurement)
+
+    def flow(self, device: torch.device) -> FlowModel:
+        if self._velocity is None:
+            return super().flow(device)
+        return FlowModel(self._velocity.to(device), self.latent_shape, None, Meter(device))
+
+    def _draw(self, split: str) -> Dataset:
+        rows = torch.arange(SPLITS[split])
+        points = self._prior.draw(PhiloxNoise(0, f"points/{split}", rows))
+        return ArrayDataset(points, torch.zeros_like(rows))
+
+    def _weight_store(self, path: Path | None) -> WeightStore:
+        store = super()._weight_store(path)
+        if self._velocity is None:
+            return store
+        hint = f"The flow of the suite {self.name} is a formula; methods with trained networks do not run on it."
+        points = self._prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
+        return KnownFlowWeights(store.directory, hint, hashlib.sha256(points.numpy().tobytes()).hexdigest())
+
+
+def checkerboard(options: Mapping[str, Mapping[str, Any]]) -> ExactSuite:
+    """The paper's study in two dimensions: uniform on half of the cells of a 4x4 grid, the first coordinate observed."""
+    data, weights = _options(NoData, options)
+    return ExactSuite("checkerboard", data, weights, CheckerboardPrior(), (2, 1, 1), None)
+
+
+def gaussian(options: Mapping[str, Mapping[str, Any]]) -> ExactSuite:
+    """x ~ N(m, C), a linear observation, and the exact affine flow map."""
+    data, weights = _options(GaussianData, options)
+    prior = random_gaussian(data.dimension, data.condition)
+    return ExactSuite("gaussian", data, weights, prior, (data.dimension, 1, 1), prior.velocity())
+
+
+def mixture(options: Mapping[str, Mapping[str, Any]]) -> ExactSuite:
+    """A mixture of 25 Gaussians on a grid, a linear observation, and the exact velocity."""
+    data, weights = _options(MixtureData, options)
+    prior = grid_mixture(data.dimension)
+    return ExactSuite("mixture", data, weights, prior, (data.dimension, 1, 1), prior.velocity())
+
+
+def _options(schema: Any, options: Mapping[str, Mapping[str, Any]]) -> tuple[Any, WeightsOptions]:
+    data = validate(schema, options.get("data", {}), "data.")
+    return data, validate(WeightsOptions, options.get("weights", {}), "weights.")

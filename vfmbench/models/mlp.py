@@ -1,0 +1,67 @@
+"""Networks for points: u(x, t, r) as a multilayer perceptron, and an affine map."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmbench.interfaces import Options
+
+Shape = tuple[int, int, int]
+
+
+def perceptron(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
+    """`depth` hidden layers of `width` SiLU units, [B,inputs] -> [B,outputs]."""
+    sizes = [inputs, *[width] * depth]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+class PerceptronOptions(Options):
+    """Shape of a flow map for points (VFM appendix B.1: 6 hidden layers of width 512)."""
+
+    kind: Literal["mlp"]
+    width: int = Field(512, ge=1)
+    depth: int = Field(6, ge=1)
+
+
+class PerceptronFlow(nn.Module):
+    """u(x, t, r) with [x, t, r] as input; called as `network(x, t, r, label)`, labels are ignored.
+
+    x [B,*shape], t and r [B] in [0, 1] -> float32 [B,*shape].
+    """
+
+    def __init__(self, shape: Shape, options: PerceptronOptions):
+        super().__init__()
+        size = math.prod(shape)
+        self._shape = shape
+        self.body = perceptron(size + 2, options.width, options.depth, size)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        # Under autocast the last product is in half precision, in which x - u would lose the digits of x.
+        return self.body(torch.cat([x.flatten(1), t[:, None], r[:, None]], 1)).float().unflatten(1, self._shape)
+
+
+class AffineOptions(Options):
+    kind: Literal["affine"]
+
+
+class AffineFlow(nn.Module):
+    """The one-step map f(z) = K z + b as an average velocity: u = z - f(z), whatever t and r. Starts at the identity."""
+
+    def __init__(self, shape: Shape, options: AffineOptions):
+        super().__init__()
+        self._shape = shape
+        self.map = nn.Linear(math.prod(shape), math.prod(shape))
+        nn.init.eye_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+        return x - self.map(x.flatten(1)).unflatten(1, self._shape)

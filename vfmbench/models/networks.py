@@ -1,0 +1,31 @@
+"""From the architecture in a manifest or a suite's file to a flow network; the key `kind` says which, a SiT if it is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vfmbench.config import validate
+from vfmbench.models.mlp import AffineFlow, AffineOptions, PerceptronFlow, PerceptronOptions
+from vfmbench.models.sit import SiT
+from vfmbench.registry import unknown_name
+
+_POINT_NETWORKS = {"mlp": (PerceptronFlow, PerceptronOptions), "affine": (AffineFlow, AffineOptions)}
+
+
+def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -> nn.Module:
+    """A flow network with fresh weights for latents of this shape.
+
+    Raises:
+        UserError: an unknown kind or option of a network for points.
+        TypeError, ValueError: options that do not make a SiT.
+    """
+    kind = architecture.get("kind", "sit")
+    if kind == "sit":
+        return SiT(**{key: value for key, value in architecture.items() if key != "kind"})
+    if kind not in _POINT_NETWORKS:
+        raise unknown_name("flow network", str(kind), ["sit", *_POINT_NETWORKS])
+    network, options = _POINT_NETWORKS[kind]
+    return network(shape, validate(options, architecture, "architecture.flow."))
