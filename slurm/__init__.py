@@ -1,0 +1,1 @@
+"""Sweep definitions and cluster profiles."""

@@ -1,0 +1,147 @@
+"""What a job does in the process that it was given, and what it leaves for `vfmbench status` to read."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vfmbench.files import replace_file
+from vfmbench.interfaces import MissingError, Status, Suite
+from vfmbench.launching.jobs import Job, PlannedRun, Training
+from vfmbench.provenance import now
+from vfmbench.registry import stages
+from vfmbench.running.runner import Progress, choose_device, execute, plan
+from vfmbench.training.train import train
+
+ProgressBar = Callable[[str], AbstractContextManager[Progress]]
+
+
+def silent(title: str) -> AbstractContextManager[Progress]:
+    """No progress bar: for processes whose output is a log."""
+    return nullcontext(lambda done, planned: None)
+
+
+class JobState:
+    """The file that a job writes about itself; its only writer is the process that runs the job."""
+
+    def __init__(self, folder: Path, job: Job):
+        self._path = folder / "jobs" / f"{job.id}.json"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._content: dict[str, Any] = {
+            "label": job.label,
+            "node": socket.gethostname(),
+            "process": os.getpid(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "started": now(),
+            "runs": [{} for _ in job.runs],
+        }
+
+    def update(self, state: str, **facts: Any) -> None:
+        """Args: state: training, running, done, failed or interrupted."""
+        self._content.update(state=state, updated=now(), **facts)
+        replace_file(self._path, json.dumps(self._content, indent=1, default=str).encode())
+
+    def run(self, position: int, **facts: Any) -> None:
+        """Facts about the run at this position of the job."""
+        self._content["runs"][position].update(facts)
+        self.update("running")
+
+
+def perform(job: Job, folder: Path, console: Console, progress: ProgressBar = silent) -> bool:
+    """Trains and runs what is missing of a job; returns whether all of it is done (or skipped).
+
+    A run that fails does not keep the others of the job from running.
+
+    Args:
+        folder: of the sweep, where the job's state is written.
+
+    Raises what the training raises; KeyboardInterrupt after everything finished so far has been stored.
+    """
+    state = JobState(folder, job)
+    try:
+        if job.training is not None:
+            state.update("training")
+            _train(job.training, job.runs[0].config.device, console)
+        failures = [_run(position, run, state, console, progress) for position, run in enumerate(job.runs)]
+    except KeyboardInterrupt:
+        state.update("interrupted")
+        raise
+    except Exception as error:
+        state.update("failed", error=last_line(error))
+        raise
+    errors = [failure for failure in failures if failure]
+    state.update("failed" if errors else "done", **({"error": errors[0]} if errors else {}))
+    return not errors
+
+
+def _run(position: int, run: PlannedRun, state: JobState, console: Console, progress: ProgressBar) -> str:
+    """Runs one run; returns why it failed, or nothing."""
+    title = f"{run.config.method} on {run.config.task}"
+    try:
+        checked = plan(run.config)
+        state.run(position, directory=str(checked.store.directory), status="running")
+        with progress(title) as update:
+            result = execute(checked, update)
+        state.run(position, status=result.status, note=result.note)
+    except MissingError as error:
+        state.run(position, status=Status.MISSING, note=str(error))
+        console.log(f"{title}: missing: {error}", markup=False)
+        return str(error)
+    except Exception as error:
+        state.run(position, status=Status.FAILED, note=last_line(error))
+        console.print(traceback.format_exc(), markup=False, highlight=False)
+        return last_line(error)
+    rows = result.results().metrics() if result.status == Status.DONE else []
+    shown = "  ".join(f"{row['name']} {row['value']:.4g}" for row in rows if row["metric"] != "cost" and row["value"] is not None)
+    console.log(f"{title}: {result.status} {result.note or shown}", markup=False)
+    return ""
+
+
+def last_line(error: BaseException) -> str:
+    """How a traceback would end: the error's type and message in one line."""
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _train(training: Training, device: str, console: Console) -> None:
+    suite = training.build_suite()
+    overrides: Mapping[str, Mapping[str, Any]] = {training.stage: training.options}
+    train(training.stage, suite, overrides, training.directory, choose_device(device), False, console)
+    put_other_weights(suite, training)
+
+
+def put_other_weights(suite: Suite, training: Training) -> None:
+    """Puts the suite's other weights beside the trained ones, so that the folder serves as `weights.path`.
+
+    Weights that were themselves trained from the stage stay away: they belong to the suite's own weights of the stage.
+    """
+    trained = suite.with_weights(training.directory).weights
+    for name in suite.training:
+        if training.stage in _origins(suite, name):
+            continue
+        try:
+            source = suite.weights.load(name)
+        except MissingError:
+            continue
+        if _stored_hash(trained, name) != source.sha256:
+            trained.save(name, source.tensors, source.entry)
+
+
+def _origins(suite: Suite, name: str) -> set[str]:
+    """The stage itself and all whose weights it is trained from, directly or not."""
+    needs = stages.get(suite.training[name].get("objective", name)).needs
+    return {name}.union(*(_origins(suite, need) for need in needs))
+
+
+def _stored_hash(store: Any, name: str) -> str | None:
+    try:
+        return store.sha256(name)
+    except MissingError:
+        return None
