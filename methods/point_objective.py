@@ -88,7 +88,7 @@ class PointStage(Stage):
         return EvaluationSet(
             truth=truth.cpu(),
             samples=self._one_step(network, z).unflatten(0, shape).cpu(),
-            prior=self._one_step(network, prior).unflatten(0, shape)[:, :10].cpu(),
+            prior=self._one_step(network, prior).unflatten(0, shape).cpu(),
             exact=self.suite.posterior(measurement),
             planned=len(truth),
         )
