@@ -1,7 +1,7 @@
 """The VFM objective where everything is Gaussian and affine, in closed form: what the theory says, to hold training against.
 
-x ~ N(m, C) in R^d, y = A x + e in R^k, e ~ N(0, sigma^2 I); flow map f(z) = K z + b; adapter q(z|y) = N(mu(y), S) with mu affine
-in y and S constant. Means that are affine in y are kept as offset + gain (y - A m). All tensors are float64.
+x ~ N(m, C) in R^d, y = A x + e in R^k, e ~ N(0, sigma^2 I); flow map f(z) = K z + b; adapter q(z|y) = N(mu(y), S) with mu
+affine in y and S constant. Means that are affine in y are kept as offset + gain (y - A m). All tensors are float64.
 
 Only the direct data-fit term 1/(2 tau^2) E |x - f(z)|^2 is treated (Variational Flow Maps, arXiv 2603.07276, eq. 10-19 and
 proposition 3.1), not the mean-flow loss that replaces it in practice. tau = inf drops it: L_obs + L_kl, the objective of
@@ -123,7 +123,8 @@ def optimal_adapter(problem: LinearGaussian, flow: AffineFlow, tau: float, diago
     S enters by 1/2 [tr(P S) - log det S] alone, so mu* is the same for every constraint on S; the optimum is P^-1, or
     diag(1 / P_ii) among diagonal ones.
 
-    If K K^T = C, b = m and C is invertible, u = K mu* solves (C^-1 + W) u = (C^-1 + W) (E[x|y] - m): f(mu*) = E[x|y] for every tau.
+    If K K^T = C, b = m and C is invertible, u = K mu* solves (C^-1 + W) u = (C^-1 + W) (E[x|y] - m), so that f(mu*) = E[x|y]
+    for every tau; the induced covariance K P^-1 K^T = (C^-1 + W)^-1 is the posterior's at infinite tau, and narrower otherwise.
     """
     precision = adapter_precision(problem, flow.weight, tau)
     pulled = problem.posterior().gain / tau**2 + problem.operator.T / problem.noise_std**2
@@ -222,7 +223,9 @@ def minimise(function: Callable[[Tensor], Tensor], first: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(value, vector)
         return value.item(), gradient.numpy()
 
-    return torch.from_numpy(scipy.optimize.minimize(value_and_gradient, first.numpy(), jac=True, method="BFGS", options=_STOP).x)
+    return torch.from_numpy(
+        scipy.optimize.minimize(value_and_gradient, first.numpy(), jac=True, method="BFGS", options=_STOP).x
+    )
 
 
 def mean_distance(problem: LinearGaussian, p: AffineGaussian, q: AffineGaussian) -> float:

@@ -1,7 +1,7 @@
 """Noise adapters for points: q(z|y) = N(mean(y), diag(exp(logvar(y)))) as a multilayer perceptron, or affine.
 
-Source: Variational Flow Maps (arXiv 2603.07276), appendix B.1 and (affine) A.2. Called as `adapter(observation, problem)` like the
-image adapter, with the observation as A^T y, [B,d,1,1]; there is one problem, whose id is ignored.
+Source: Variational Flow Maps (arXiv 2603.07276), appendix B.1 and (affine) A.2. Called as `adapter(observation, problem)` like
+the image adapter, with the observation as A^T y, [B,d,1,1]; there is one problem, whose id is ignored.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AffineAdapterOptions(Options):
 
 
 class AffineAdapter(nn.Module):
-    """A mean that is affine in the observation and one variance for all: exact for linear-Gaussian problems. Starts at N(0,I)."""
+    """A mean that is affine in the observation and one variance for all, as linear-Gaussian problems have. Starts at N(0,I)."""
 
     def __init__(self, shape: Shape, options: AffineAdapterOptions):
         super().__init__()

@@ -18,6 +18,7 @@ from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
+from vfmbench.models.weights import Weights
 
 
 class AdapterSampler:
@@ -34,24 +35,20 @@ class AdapterSampler:
 
     def __init__(self, suite: Suite, options: Options, device: torch.device):
         self._steps, self._projection, self._null = options.steps, options.projection, options.label == "null"
-        self.meter = Meter(device)
-        self._codec = suite.codec(device, self.meter)
         adapter_file = suite.weights.load(self.weights[0])
-        flow_file = adapter_file if len(self.weights) == 1 else suite.weights.load(self.weights[1])
-        trained_on = adapter_file.entry["inputs"]["flow weights"]
-        if flow_file is not adapter_file and flow_file.sha256 != trained_on:
-            raise MissingError(
-                f"The adapter {self.weights[0]!r} was trained on another flow map ({trained_on[:12]}...) than this one "
-                f"({flow_file.sha256[:12]}...). {suite.weights.hint}"
-            )
-        architecture = adapter_file.entry["architecture"]
+        self._flow = self._flow_map(suite, adapter_file, device)
+        self.meter = self._flow.meter
+        self._codec = suite.codec(device, self.meter)
         self._problems: list[str] = adapter_file.entry["problems"]
-        self._adapter = adapter_network(suite.latent_shape, architecture["adapter"])
+        self._adapter = adapter_network(suite.latent_shape, adapter_file.entry["architecture"]["adapter"])
         self._adapter.load_state_dict(adapter_file.part("adapter"))
         self._adapter.eval().requires_grad_(False).to(device)
-        network = flow_network(suite.latent_shape, architecture["flow"])
-        network.load_state_dict(flow_file.part("flow"))
-        self._flow = FlowModel(network.to(device), suite.latent_shape, suite.num_classes or None, self.meter)
+
+    def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
+        """The map that was trained with the adapter."""
+        network = flow_network(suite.latent_shape, adapter_file.entry["architecture"]["flow"])
+        network.load_state_dict(adapter_file.part("flow"))
+        return FlowModel(network.to(device), suite.latent_shape, suite.num_classes or None, Meter(device))
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
@@ -112,6 +109,16 @@ class FrozenAdapter(AdapterSampler):
     """The adapter trained alone, on the pre-trained flow map."""
 
     weights = ("frozen_adapter", "flow")
+
+    def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
+        """The suite's own flow. Raises MissingError if the adapter was trained on another."""
+        trained_on, here = adapter_file.entry["inputs"]["flow weights"], suite.weights.sha256("flow")
+        if trained_on != here:
+            raise MissingError(
+                f"The adapter {self.weights[0]!r} was trained on another flow map ({trained_on[:12]}...) than this one "
+                f"({here[:12]}...). {suite.weights.hint}"
+            )
+        return suite.flow(device)
 
 
 class Unconstrained(AdapterSampler):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vfmbench.interfaces import UserError
+
+
+class BusyError(UserError):
+    """Another process is working on the same directory."""
 
 
 def replace_file(path: Path, write: bytes | Callable[[Path], None]) -> None:
@@ -17,7 +22,8 @@ def replace_file(path: Path, write: bytes | Callable[[Path], None]) -> None:
     Args:
         write: the content, or a function that writes it to the path it is given.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process ids repeat on other machines that share the folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     if isinstance(write, bytes):
         temporary.write_bytes(write)
     else:
@@ -41,22 +47,43 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
+def locked_directory(directory: Path, part: str | None = None) -> Iterator[None]:
     """Creates `directory` and holds it for one process; the lock ends with the process, however it ends.
 
-    Raises UserError if it cannot be written or another process holds it.
+    Args:
+        part: hold only this part of it, beside the holders of other parts; the whole directory cannot be held meanwhile.
+
+    Raises UserError if it cannot be written, BusyError if another process holds it or the part.
     """
     try:
         for ancestor in (directory, *directory.parents):
             if ancestor.exists() and not ancestor.is_dir():
                 raise UserError(f"--out: {ancestor} is a file, not a directory.")
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        # Network file systems share a lock only of a file that is open for reading, and exclude only by one for writing.
+        lock = (directory / ".lock").open("a+")
     except OSError as error:
         raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_EX if part is None else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"Another process is working on {directory}; wait for it or choose another --out.") from None
-        yield
+            message = f"Another process is working on {directory}; wait for it or choose another --out."
+            raise BusyError(message) from None
+        if part is None:
+            yield
+        else:
+            with locked_directory(directory / part):
+                yield
+
+
+def is_held(directory: Path) -> bool:
+    """Whether some process holds the directory, or a part of it."""
+    try:
+        with (directory / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or not ours to open: nobody can hold it
+        return False
+    return False

@@ -297,8 +297,8 @@ class Suite(Protocol):
     `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
     each training stage's options; `weights` is the `vfmbench.models.weights.WeightStore` of its networks.
 
-    `modality` says whether the data are images or points. `method_names` and `metric_names` are what `compare` and `run` take by
-    default; empty for all.
+    `modality` says whether the data are images or points. `method_names` and `metric_names` are what `compare` and `run` take
+    by default; empty for all methods, and for all metrics of images.
 
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
 

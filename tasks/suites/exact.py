@@ -1,4 +1,4 @@
-"""Suites whose posterior is known in closed form: points drawn from a prior, a linear observation, and the truth to compare with."""
+"""Suites whose posterior is known in closed form: points drawn from a prior, and a linear observation."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class MixtureData(Options):
 
 
 class KnownFlowWeights(WeightStore):
-    """The weights of a suite whose flow is a formula: the hash of "flow" is that of the points that it transports to."""
+    """The weights of a suite whose flow is a formula: "flow" has no file, only the hash of points that it transports to."""
 
     def __init__(self, directory: Path, hint: str, sha256: str):
         super().__init__(directory, hint)
         self._flow_sha256 = sha256
 
-    def sha256(self, name: str) -> str:
-        return self._flow_sha256 if name == "flow" else super().sha256(name)
+    def entry(self, name: str) -> dict[str, Any]:
+        return {"sha256": self._flow_sha256} if name == "flow" else super().entry(name)
 
 
 class ExactSuite(DefinedSuite):
@@ -64,7 +64,13 @@ class ExactSuite(DefinedSuite):
     posterior_known = True
 
     def __init__(
-        self, name: str, data: Options, weights: WeightsOptions, prior: Prior, shape: tuple[int, int, int], velocity: nn.Module | None
+        self,
+        name: str,
+        data: Options,
+        weights: WeightsOptions,
+        prior: Prior,
+        shape: tuple[int, int, int],
+        velocity: nn.Module | None,
     ):
         self._prior, self._velocity = prior, velocity
         definition = read_definition(name).model_copy(update={"image_shape": shape, "latent_shape": shape})
@@ -87,7 +93,9 @@ class ExactSuite(DefinedSuite):
         store = super()._weight_store(path)
         if self._velocity is None:
             return store
-        hint = f"The flow of the suite {self.name} is a formula; methods with trained networks do not run on it."
+        hint = store.hint
+        if not self.training:
+            hint = f"The flow of the suite {self.name} is a formula, and it has no trained adapters; solvers run."
         points = self._prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
         return KnownFlowWeights(store.directory, hint, hashlib.sha256(points.numpy().tobytes()).hexdigest())
 

@@ -10,10 +10,16 @@ from rich.console import Console
 
 from vfmbench.interfaces import UserError
 from vfmbench.methods.point_adapter import adapter_network
-from vfmbench.methods.point_objective import PointFrozenStage, PointUnconstrainedStage, PointVFMStage, squared_errors
+from vfmbench.methods.point_objective import (
+    PointDirectVFMStage,
+    PointFrozenStage,
+    PointUnconstrainedStage,
+    PointVFMStage,
+)
 from vfmbench.models.networks import flow_network
 from vfmbench.models.weights import WeightStore
 from vfmbench.registry import suites
+from vfmbench.training.points import squared_errors
 from vfmbench.training.train import train
 
 CPU, SHAPE = torch.device("cpu"), (2, 1, 1)
@@ -33,7 +39,7 @@ def weights(tmp_path_factory):
 
 
 def stage_of(weights, stage_class=PointVFMStage, **changes):
-    suite = suites.get("checkerboard")({})
+    suite = suites.get("checkerboard")({}).with_weights(weights.directory)
     own = {key: value for key, value in suite.training[stage_class.name].items() if key != "objective"}
     options = {**own, "steps": 1, "batch_size": 64, "architecture": {"adapter": SMALL}, **changes}
     torch.manual_seed(1)
@@ -44,8 +50,10 @@ def loss_of(stage):
     ema = {name: copy.deepcopy(network).requires_grad_(False) for name, network in stage.networks.items()}
     loss, terms = stage.loss(0, torch.Generator().manual_seed(0), ema)
     loss.backward()
-    sizes = {name: sum(float(p.grad.norm()) for p in net.parameters() if p.grad is not None) for name, net in stage.networks.items()}
-    return float(loss), {key: float(value) for key, value in terms.items()}, sizes
+    sizes = {
+        name: sum(float(p.grad.norm()) for p in net.parameters() if p.grad is not None) for name, net in stage.networks.items()
+    }
+    return loss.item(), {key: float(value) for key, value in terms.items()}, sizes
 
 
 def test_squared_errors_against_finite_differences():
@@ -132,6 +140,20 @@ def test_frozen_and_unconstrained_train_what_they_say(weights):
     assert set(loss_of(stage_of(weights, PointFrozenStage))[2]) == {"adapter"}
     sizes = loss_of(stage_of(weights, PointUnconstrainedStage))[2]
     assert sizes["flow"] > 0 and sizes["adapter"] > 0
+
+
+def test_direct_data_term_is_the_squared_distance_of_the_map(tmp_path):
+    suite = suites.get("gaussian")({})
+    own = {key: value for key, value in suite.training["vfm"].items() if key != "objective"}
+    options = {**own, "steps": 1, "batch_size": 32, "tau": 0.5}
+    stage = PointDirectVFMStage(suite, PointDirectVFMStage.Options(**options), suite.weights, CPU)
+    _, terms, sizes = loss_of(stage)
+    # At the start f is the identity and q = N(0, I).
+    generator = torch.Generator().manual_seed(0)
+    x = stage._batches.draw(32, generator)[0]
+    z = torch.randn(x.shape, generator=generator)
+    assert terms["data"] == pytest.approx(float((x - z).square().sum() / 32 / (2 * 0.5**2)), rel=1e-5)
+    assert terms["kl"] == 0 and min(sizes.values()) > 0
 
 
 @pytest.mark.parametrize(

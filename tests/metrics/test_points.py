@@ -116,7 +116,10 @@ def test_all_metrics_give_a_number_or_a_reason(make_points):
     assert all("needs images" in missing[name] for name in ("psnr", "ssim", "lpips"))
     assert all("no feature space" in missing[name] for name in of_features)
     assert not any("pixel" in name for name in found)
-    assert len(found) == len(missing) + 18
+    of_points = ("crps", "crps_fair", "interval_coverage", "calibration_error", "tarp", "spread_skill", "diversity")
+    of_runs = ("residual", "nlpd", "mmd_posterior", "sliced_wasserstein", "mode_error", "mode_share_error")
+    of_priors = ("sacc_posterior", "mmd_prior", "sacc_prior")
+    assert {*(f"{name}@point" for name in of_points), *of_runs, *of_priors} == set(found) - set(missing)
 
 
 def test_image_metrics_refuse_points(make_points, pixel_space):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from vfmbench.interfaces import MetricValue, UserError
@@ -13,7 +13,15 @@ from vfmbench.metrics.values import missing
 
 Metric = Callable[[EvaluationSet], list[MetricValue]]
 
+# Of no meaning for images: their posterior is not known.
+_OF_POINTS = ("mmd_posterior", "sliced_wasserstein", "mode_error", "sacc_posterior", "mmd_prior", "sacc_prior")
+
 _LOG = logging.getLogger(__name__)
+
+
+def metrics_of_images(registered: Iterable[str]) -> list[str]:
+    """Those of the registered metrics that a suite of images takes by default."""
+    return [name for name in registered if name not in _OF_POINTS]
 
 
 def compute_metrics(evaluation: EvaluationSet, metrics: Mapping[str, Metric]) -> list[MetricValue]:

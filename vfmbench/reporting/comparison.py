@@ -226,12 +226,15 @@ def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Dif
     if name in a.per_image and name in b.per_image:
         common = a.per_image.index.intersection(b.per_image.index)
         x, y = (torch.tensor(run.per_image.loc[common, name].to_numpy(), dtype=torch.float64) for run in (a, b))
-        if len(common) < 2 or not (x.isfinite() & y.isfinite()).all():
+        # A metric of the first images only has no values for the others.
+        known = ~(x.isnan() | y.isnan())
+        x, y = x[known], y[known]
+        if len(x) < 2 or not (x.isfinite() & y.isfinite()).all():
             return None
         if better.target is None:
             return Difference(float((x - y).mean()), per_image=x - y)
         # Sums, unlike differences of equal methods, may be skewed, which sign flips forgive only where images are many.
-        if len(common) < FEWEST_IMAGES:
+        if len(x) < FEWEST_IMAGES:
             return None
         x, y = (beyond(better.target, float(values.mean()), values) for values in (x, y))
         return Difference(float((x - y).mean()), per_image=x - y, sums=x + y)

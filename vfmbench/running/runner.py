@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
 from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Samples, Status, Suite, Task, UserError
-from vfmbench.metrics.compute import compute_metrics
+from vfmbench.metrics.compute import compute_metrics, metrics_of_images
 from vfmbench.models.images import to_float, to_stored
 from vfmbench.provenance import environment, now
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
@@ -86,8 +86,12 @@ class Run:
         return self.results().provenance().get("cost", {})
 
 
-def plan(config: RunConfig) -> Plan:
-    """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence."""
+def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
+    """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence.
+
+    Args:
+        suite: the configuration's, where many runs of one suite are planned and it should be read only once.
+    """
     for section in config.options:
         if section not in RUN_SECTIONS:
             raise unknown_name("section", section, RUN_SECTIONS)
@@ -95,11 +99,14 @@ def plan(config: RunConfig) -> Plan:
     lacking = [name for name in ("Options", "weights", "supports", "sample") if not hasattr(sampler_class, name)]
     if lacking:
         raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.")
-    suite: Suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
+    if suite is None:
+        suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
     task = suite.task(config.task, config.options.get("task", {}))
     chosen = {**_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
-    metric_names = list(config.metrics) if config.metrics is not None else list(suite.metric_names) or metric_registry.names()
+    metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
+    if config.metrics is not None:
+        metric_names = list(config.metrics)
     for name in metric_names:
         metric_registry.get(name)
     device = choose_device(config.device)
@@ -228,7 +235,7 @@ def _work(
     if note:
         LOG.warning("%s", note)
     try:
-        session["batch_size"] = _sample(plan, sampler, todo, len(sessions), progress)
+        session["batch_size"] = sample_images(plan, sampler, todo, len(sessions), progress)
         if session["batch_size"] < plan.batch_size:
             smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
             note = _joined(note, smaller)
@@ -299,7 +306,7 @@ def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Measurement]:
     return measured(plan.task, plan.dataset, plan.identity, positions, plan.device)
 
 
-def _sample(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> int:
+def sample_images(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> int:
     """Samples and stores the images at the given positions, batch by batch; returns the samples in a batch at the end."""
     planned, samples = plan.identity.num_images, plan.identity.samples
     rows, warm, waiting = plan.batch_size, False, list(todo)

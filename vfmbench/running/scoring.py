@@ -12,7 +12,7 @@ import yaml
 
 from vfmbench.config import RunIdentity, validate
 from vfmbench.interfaces import Dataset, Status, Suite, UserError
-from vfmbench.metrics.compute import Metric, compute_metrics
+from vfmbench.metrics.compute import Metric, compute_metrics, metrics_of_images
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.external import ExternalPaths
 from vfmbench.models.features import EXTERNAL_SPACES, external_space
@@ -59,7 +59,7 @@ def score_run(
     store = RunStore(directory)
     identity = _identity(store)
     suite, dataset = _suite_of(identity, options)
-    chosen = _metrics(list(suite.metric_names) or None if metrics is None else metrics)
+    chosen = _metrics(list(suite.metric_names) or metrics_of_images(metric_registry.names()) if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
         stored = len(store.finished())
@@ -99,7 +99,7 @@ def score_folders(
         MissingError: a feature space that was asked for has no weights.
         UserError: an unknown name, or folders that cannot be paired.
     """
-    everything = [name for name in metric_registry.names() if name not in _NEED_A_RUN]
+    everything = [name for name in metrics_of_images(metric_registry.names()) if name not in _NEED_A_RUN]
     chosen = _metrics(everything if metrics is None else metrics)
     if features is None:
         spaces = load_or_reason(EXTERNAL_SPACES, lambda name: external_space(name, paths, device))
@@ -114,8 +114,8 @@ def score_folders(
     return FolderScores(samples, reference, len(evaluation), evaluation.num_samples, rows)
 
 
-def _metrics(names: Sequence[str] | None) -> dict[str, Metric]:
-    return {name: metric_registry.get(name) for name in (metric_registry.names() if names is None else names)}
+def _metrics(names: Sequence[str]) -> dict[str, Metric]:
+    return {name: metric_registry.get(name) for name in names}
 
 
 def _identity(store: RunStore) -> RunIdentity:

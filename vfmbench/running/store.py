@@ -106,15 +106,15 @@ class RunStore:
         return cls(out / identity.suite / identity.task / identity.method / identity.hash)
 
     @contextmanager
-    def writing(self, identity: RunIdentity, fresh: bool) -> Iterator[None]:
-        """Holds the directory for one process.
+    def writing(self, identity: RunIdentity, fresh: bool, part: str | None = None) -> Iterator[None]:
+        """Holds the directory, or one part of it (see `vfmbench.running.sharding`), for one process.
 
         Raises UserError if it cannot be written, is in use by another process, or was made by another configuration.
         """
         for ancestor in self.directory.parents:
             if os.path.exists(ancestor / "config.yaml") and os.path.exists(ancestor / "samples"):
                 raise UserError(f"--out: {ancestor} is itself a run directory; give the folder above the suites' folders.")
-        with locked_directory(self.directory):
+        with locked_directory(self.directory, part):
             (self.directory / "samples").mkdir(exist_ok=True)
             if fresh:
                 self._clear()
@@ -122,7 +122,7 @@ class RunStore:
             yield
 
     def _clear(self) -> None:
-        for path in [*self.directory.glob("samples/*"), *self.directory.glob("*.*")]:
+        for path in [*self.directory.glob("samples/*"), *self.directory.glob("parts/*/*"), *self.directory.glob("*.*")]:
             if path.is_file() and path.name != ".lock":
                 path.unlink()
 
@@ -159,6 +159,14 @@ class RunStore:
 
     def provenance(self) -> dict[str, Any]:
         path = self.directory / "provenance.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def write_part(self, part: str, facts: Mapping[str, Any]) -> None:
+        """What a part's process says about itself, beside the other parts'."""
+        self._write_json(f"{part}/part.json", facts)
+
+    def part(self, part: str) -> dict[str, Any]:
+        path = self.directory / part / "part.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_shard(self, shard: Shard) -> None:
@@ -217,9 +225,8 @@ class RunStore:
             for sample in range(identity.samples)
             if index not in stored
         ]
-        records = pd.concat(
-            [*(shard.records(identity.seed) for shard in shards), *([pd.DataFrame(failed)] if failed else [])], ignore_index=True
-        )
+        tables = [shard.records(identity.seed) for shard in shards]
+        records = pd.concat([*tables, pd.DataFrame(failed)] if failed else tables, ignore_index=True)
         self._write_table("records.parquet", records)
         hashes = {
             index: text for shard in shards for index, text in zip(shard.index.tolist(), shard.measurement_hash, strict=True)
@@ -263,7 +270,10 @@ class RunStore:
         rows = [metric_row(metric, value) for metric, several in values.items() for value in several]
         flat = [value for several in values.values() for value in several]
         per_image = {value.name: value.per_image.numpy() for value in flat if value.per_image is not None}
-        per_image = {name: column for name, column in per_image.items() if len(column) == len(index)}
+        # A metric of the first images only has no values for the others.
+        per_image = {
+            name: np.pad(column, (0, len(index) - len(column)), constant_values=np.nan) for name, column in per_image.items()
+        }
         replicates = {value.name: value.replicates.numpy() for value in flat if value.replicates is not None}
         curves = {value.name: list(value.curves.numpy()) for value in flat if value.curves is not None}
         tables = {
