@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vfmbench.interfaces import UserError
 from vfmbench.models.images import to_float, to_uint8
+from vfmbench.reporting.points import comparison_picture, posterior_picture, task_picture
 from vfmbench.running.runner import Plan, measure
 
 MAX_ROWS = 8
@@ -20,8 +21,10 @@ MAX_SAMPLES = 5
 def posterior_grid(plan: Plan) -> Path:
     """Writes `grid.png` into the run's directory: observation, samples, mean, standard deviation and truth of the first images.
 
-    Reads the stored samples; runs no model.
+    Reads the stored samples; runs no model. Points are drawn as points.
     """
+    if plan.suite.modality == "points":
+        return posterior_picture(plan)
     shards = plan.store.shards()
     index = torch.cat([shard.index for shard in shards])
     images = torch.cat([shard.images for shard in shards])
@@ -51,6 +54,8 @@ def comparison_grid(plans: Sequence[Plan]) -> Path:
         plans: finished runs of one task on the same images.
     """
     first = plans[0]
+    if first.suite.modality == "points":
+        return comparison_picture(plans)
     stored = {plan.identity.method: _first_samples(plan) for plan in plans}
     common = sorted(set.intersection(*(set(samples) for samples in stored.values())))[:MAX_ROWS]
     truth, measurement = measure(first, common)
@@ -69,25 +74,29 @@ def _first_samples(plan: Plan) -> dict[int, Tensor]:
 
 
 def task_preview(plan: Plan) -> Path:
-    """Writes `<out>/<suite>/preview-<task>.png`: truth, observation, adjoint and pseudo-inverse of the first images."""
+    """Writes `<out>/<suite>/preview-<task>.png`: truth, observation, adjoint and pseudo-inverse of the first images.
+
+    Points are drawn as points, with their exact posteriors.
+    """
     count = min(MAX_ROWS, plan.identity.num_images)
     positions = plan.dataset.readable(range(count))
     if not positions:
         raise UserError(f"None of the first {count} images can be decoded; the first is {plan.dataset.errors[0]}.")
-    truth, measurement = measure(plan, positions)
-    operator = measurement.operator
-    columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
-    if operator.linear:
-        columns += [("adjoint", operator.adjoint(measurement.y)), ("pseudo-inverse", operator.pinv(measurement.y))]
     directory = plan.store.directory.parents[2]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
+    path = directory / f"preview-{plan.task.name}.png"
+    if plan.suite.modality == "points":
+        return task_picture(plan, positions, path)
+    truth, measurement = measure(plan, positions)
+    operator = measurement.operator
+    columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
+    if operator.linear:
+        columns += [("adjoint", operator.adjoint(measurement.y)), ("pseudo-inverse", operator.pinv(measurement.y))]
     title = f"{plan.task.name} ({plan.identity.suite}, seed {plan.identity.seed})"
-    return draw(
-        [(name, to_uint8(images).cpu()) for name, images in columns], title, directory / f"preview-{plan.task.name}.png"
-    )
+    return draw([(name, to_uint8(images).cpu()) for name, images in columns], title, path)
 
 
 def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:

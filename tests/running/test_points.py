@@ -1,0 +1,96 @@
+"""Runs on points: stored as they are, judged against the exact posterior, the same in any batches."""
+
+import json
+
+import pytest
+import torch
+
+from vfmbench import RunConfig, run
+from vfmbench.interfaces import UserError
+from vfmbench.registry import suites
+from vfmbench.running.scoring import score_run
+
+SMALL = {"num_images": 12, "samples": 8}
+
+
+def stored(out, method="exact", suite="mixture", task="linear_observation", **changes):
+    return run(RunConfig(suite=suite, method=method, task=task, out=str(out), **{**SMALL, **changes})).results()
+
+
+def values(store):
+    return {row["name"]: row["value"] for row in store.metrics()}
+
+
+def test_points_are_stored_without_rounding(tmp_path):
+    store = stored(tmp_path)
+    shard = store.shards()[0]
+    assert shard.images.dtype == torch.float32 and shard.images.shape == (12, 8, 2, 1, 1)
+    # Draws of a continuous law differ in all digits; 8-bit levels would repeat.
+    assert len(shard.images.flatten().unique()) == shard.images.numel()
+    assert shard.prior is None and shard.source is None
+
+
+def test_every_default_metric_of_the_suite_has_a_value(tmp_path):
+    found = values(stored(tmp_path))
+    for name in ("crps@point", "mmd_posterior", "sliced_wasserstein", "mode_error", "nlpd", "residual", "tarp@point"):
+        assert found[name] is not None
+    assert not any(name.startswith(("psnr", "ssim", "fid")) for name in found)
+
+
+def test_measurements_are_the_same_for_every_method_and_batch(tmp_path):
+    hashes = [
+        json.loads((stored(tmp_path, method, batch_size=size).directory / "measurements.json").read_text())
+        for method, size in (("exact", 96), ("pinv", 8), ("adjoint", 40))
+    ]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_samples_do_not_depend_on_the_batch(tmp_path):
+    whole, parts = (stored(tmp_path / str(size), batch_size=size).shards() for size in (96, 24))
+    assert len(whole) == 1 and len(parts) == 4
+    assert torch.equal(whole[0].images, torch.cat([shard.images for shard in parts]))
+
+
+def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
+    changes = {"options": {"method": {"pool": 4096, "ode_steps": 4}}}
+    store = stored(tmp_path, "source_reweighting", **changes)
+    shard = store.shards()[0]
+    assert shard.prior.shape == shard.source.shape == shard.images.shape
+    # The pool is the only use of the network; 12 x 8 draws of the prior would add another 8 evaluations each.
+    assert shard.cost["network_forwards"] * 96 == pytest.approx(8 * 4096)
+    records = store.read_table("records.parquet")
+    assert records["effective_samples"].between(1, 8).all()
+    assert values(store)["effective_samples"] == pytest.approx(records["effective_samples"].mean())
+
+
+def test_scores_of_stored_points_are_those_of_the_run(tmp_path):
+    store = stored(tmp_path, metrics=["crps"])
+    score_run(store.directory, ["mmd_posterior", "mode_error"], {}, torch.device("cpu"))
+    rescored = values(store)
+    assert {"crps@point", "mmd_posterior", "mode_error"} <= set(rescored)
+    assert rescored["mmd_posterior"] == values(stored(tmp_path / "again"))["mmd_posterior"]
+
+
+def test_exact_posterior_has_no_meaning_for_images(tmp_path):
+    result = run(RunConfig(suite="digits", method="exact", task="denoise", num_images=2, samples=2, out=str(tmp_path)))
+    assert result.status == "skipped" and "posterior is not known in the suite digits" in result.note
+
+
+@pytest.mark.parametrize(
+    ("suite", "data", "words"),
+    [
+        ("mixture", {"dimension": 0}, "data.dimension"),
+        ("gaussian", {"dimension": -1}, "data.dimension"),
+        ("gaussian", {"condition": 0.5}, "data.condition"),
+        ("checkerboard", {"dimension": 3}, "dimension"),
+    ],
+)
+def test_bad_data_options_are_named(suite, data, words):
+    with pytest.raises(UserError, match=words):
+        suites.get(suite)({"data": data})
+
+
+def test_the_points_of_a_split_never_change():
+    # The Gaussian's basis comes from a decomposition, whose last digits may differ between machines.
+    hashes = {name: suites.get(name)({}).dataset("validation").sha256[:12] for name in ("checkerboard", "mixture")}
+    assert hashes == {"checkerboard": "df78515f00cb", "mixture": "97a794b0b593"}

@@ -1,0 +1,142 @@
+"""What pictures of points read of a run: its stored samples, and its observations made again. No network is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vfmbench.config import RunIdentity, validate
+from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, Suite, Task, UserError
+from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.registry import suites
+from vfmbench.reporting.stored import StoredRun
+from vfmbench.running.evaluating import measured
+from vfmbench.running.runner import PRIOR_STREAM, Plan
+from vfmbench.running.store import RunStore
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Some observations of a run.
+
+    Attributes:
+        truth: the points that were observed, float32 [B,d].
+        measurement: B rows, on the CPU.
+        posterior: of the B rows; None where the suite does not know it.
+    """
+
+    index: Tensor
+    truth: Tensor
+    measurement: Measurement
+    posterior: ExactPosterior | None
+
+    def exact_samples(self, count: int) -> Tensor | None:
+        """Draws from the exact posteriors, float32 [B,count,d]: the same at every call."""
+        if self.posterior is None:
+            return None
+        noise = PhiloxNoise(0, "picture of exact posteriors", *sample_rows(self.index, range(count)))
+        return self.posterior.sample(count, noise).flatten(2)
+
+
+@dataclass(frozen=True)
+class PointRun:
+    """A run on a suite of points.
+
+    Attributes:
+        index: positions of the N points that were observed, in order, int64 [N].
+        samples: posterior samples, float32 [N,S,d]; NaN where they diverged.
+        source: the noise that each of them was made from, [N,S,d], or None.
+        prior: draws from the method's own prior, [N,S,d], or None.
+    """
+
+    identity: RunIdentity
+    suite: Suite
+    task: Task
+    dataset: Dataset
+    index: Tensor
+    samples: Tensor
+    source: Tensor | None
+    prior: Tensor | None
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> PointRun:
+        """A run that this process has just finished."""
+        return cls._read(plan.store, plan.identity, plan.suite, plan.task, plan.dataset)
+
+    @classmethod
+    def of_stored(cls, run: StoredRun) -> PointRun:
+        """A run of which there is only the directory.
+
+        Raises:
+            UserError: its suite is not one of points or is not installed, makes other data by now, or the run has no samples.
+        """
+        directory = run.store.directory
+        identity = validate(RunIdentity, run.identity, f"{directory / 'config.yaml'}: identity.")
+        suite: Suite = suites.get(identity.suite)({"data": identity.suite_options})
+        if suite.modality != "points":
+            raise UserError(f"{directory} is a run on images (suite {suite.name}); this figure is for suites of points.")
+        dataset = suite.dataset(identity.split)
+        if dataset.sha256 != identity.dataset_sha256:
+            raise UserError(f"The points of the suite {suite.name} are not those that {directory} was made from.")
+        return cls._read(run.store, identity, suite, suite.task(identity.task, identity.task_options), dataset)
+
+    @classmethod
+    def _read(cls, store: RunStore, identity: RunIdentity, suite: Suite, task: Task, dataset: Dataset) -> PointRun:
+        shards = store.shards()
+        if not shards:
+            raise UserError(f"{store.directory} holds no samples.")
+        order = torch.cat([shard.index for shard in shards]).argsort()
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present)[order].flatten(2) if len(present) == len(shards) else None
+
+        # A diverged sample is stored as ordinary numbers; its residual tells.
+        samples = joined([shard.images.where(shard.residual.isfinite()[..., None, None, None], torch.nan) for shard in shards])
+        assert samples is not None
+        return cls(
+            identity=identity,
+            suite=suite,
+            task=task,
+            dataset=dataset,
+            index=torch.cat([shard.index for shard in shards])[order],
+            samples=samples,
+            source=joined([shard.source for shard in shards]),
+            prior=joined([shard.prior for shard in shards]),
+        )
+
+    def rows(self, positions: Sequence[int]) -> Tensor:
+        """Where the given positions of the split, all of them stored, are in the tensors."""
+        return torch.searchsorted(self.index, torch.tensor(positions))
+
+    def observations(self, positions: Sequence[int]) -> Observations:
+        return observations(self.identity, self.suite, self.task, self.dataset, positions)
+
+    def prior_draws(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Noise z and the draw that the method's prior made from it, [n,d] each, n at most `count`; None without a prior.
+
+        They go through all observations before a second draw of one is taken.
+        """
+        if self.prior is None:
+            return None
+        each = min(-(-count // len(self.index)), self.prior.shape[1])
+        noise = PhiloxNoise(self.identity.seed, PRIOR_STREAM, *sample_rows(self.index, range(each)))
+        z = noise.normal(self.suite.latent_shape, 0).unflatten(0, (-1, each)).flatten(2)
+        return z.transpose(0, 1).flatten(0, 1)[:count], self.prior[:, :each].transpose(0, 1).flatten(0, 1)[:count]
+
+
+def observations(identity: RunIdentity, suite: Suite, task: Task, dataset: Dataset, positions: Sequence[int]) -> Observations:
+    """The run's observations at the given positions of its split."""
+    truth, measurement = measured(task, dataset, identity, list(positions), torch.device("cpu"))
+    posterior = suite.posterior(measurement) if suite.posterior_known else None
+    return Observations(torch.tensor(list(positions)), truth.flatten(1), measurement, posterior)
+
+
+def common_directory(runs: Sequence[StoredRun]) -> Path:
+    """The deepest folder that holds all runs."""
+    return Path(os.path.commonpath([run.store.directory for run in runs]))
