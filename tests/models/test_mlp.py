@@ -1,5 +1,7 @@
 """Networks for points: shapes, the affine map, and what a wrong architecture says."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ SHAPE = (2, 1, 1)
 def test_the_papers_perceptron_has_its_size():
     network = flow_network(SHAPE, {"kind": "mlp"})
     widths = [4, 512, 512, 512, 512, 512, 512, 2]
-    assert sum(p.numel() for p in network.parameters()) == sum(a * b + b for a, b in zip(widths, widths[1:], strict=False))
+    assert sum(p.numel() for p in network.parameters()) == sum(a * b + b for a, b in itertools.pairwise(widths))
 
 
 def test_perceptron_sees_point_and_both_times():
@@ -20,7 +22,8 @@ def test_perceptron_sees_point_and_both_times():
     network = flow_network(SHAPE, {"kind": "mlp", "width": 16, "depth": 2})
     x, t, r, label = torch.randn(5, *SHAPE), torch.rand(5), torch.rand(5), torch.zeros(5, dtype=torch.int64)
     reference = network(x, t, r, label)
-    assert reference.shape == x.shape and reference.dtype == torch.float32
+    assert reference.shape == x.shape
+    assert reference.dtype == torch.float32
     for changed in ((x + 1, t, r), (x, t + 0.1, r), (x, t, r + 0.1)):
         assert (network(*changed, label) - reference).abs().amin() > 0
 

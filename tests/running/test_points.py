@@ -24,10 +24,12 @@ def values(store):
 def test_points_are_stored_without_rounding(tmp_path):
     store = stored(tmp_path)
     shard = store.shards()[0]
-    assert shard.images.dtype == torch.float32 and shard.images.shape == (12, 8, 2, 1, 1)
+    assert shard.images.dtype == torch.float32
+    assert shard.images.shape == (12, 8, 2, 1, 1)
     # Draws of a continuous law differ in all digits; 8-bit levels would repeat.
     assert len(shard.images.flatten().unique()) == shard.images.numel()
-    assert shard.prior is None and shard.source is None
+    assert shard.prior is None
+    assert shard.source is None
 
 
 def test_every_default_metric_of_the_suite_has_a_value(tmp_path):
@@ -47,7 +49,8 @@ def test_measurements_are_the_same_for_every_method_and_batch(tmp_path):
 
 def test_samples_do_not_depend_on_the_batch(tmp_path):
     whole, parts = (stored(tmp_path / str(size), batch_size=size).shards() for size in (96, 24))
-    assert len(whole) == 1 and len(parts) == 4
+    assert len(whole) == 1
+    assert len(parts) == 4
     assert torch.equal(whole[0].images, torch.cat([shard.images for shard in parts]))
 
 
@@ -73,7 +76,8 @@ def test_scores_of_stored_points_are_those_of_the_run(tmp_path):
 
 def test_exact_posterior_has_no_meaning_for_images(tmp_path):
     result = run(RunConfig(suite="digits", method="exact", task="denoise", num_images=2, samples=2, out=str(tmp_path)))
-    assert result.status == "skipped" and "posterior is not known in the suite digits" in result.note
+    assert result.status == "skipped"
+    assert "posterior is not known in the suite digits" in result.note
 
 
 @pytest.mark.parametrize(
