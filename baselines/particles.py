@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Self
@@ -15,7 +16,12 @@ from vfmbench.randomness import PhiloxNoise
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(z [R,K,c,h,w], positions [R] of R measurements) -> what the map makes of z, [R,K,C,H,W], and log p(y|.), float64 [R,K]."""
 
+Pick = Callable[[Tensor, Tensor, Tensor], "Particles"]
+"""(positions [R], indices [R,K], log-likelihoods [R,N]) -> K of N draws for each of R measurements, as particles."""
+
 _FIRST_SIZE, _ACCEPTANCE, _ADAPTATION = 0.3, 0.25, 2.0
+# An observation that is impossible under the prior would take ever more; the effective size then tells.
+_MOST_TEMPERATURES = 100
 
 
 def effective_size(log_weights: Tensor) -> Tensor:
@@ -130,58 +136,69 @@ def systematic(count: int, numbers: RowNumbers) -> Tensor:
 class Annealing:
     """Tempered sequential Monte Carlo on N(z; 0, I) p(y|z)^b, the inverse temperature b rising to 1.
 
-    Each rise leaves the weights an effective size of half the particles (Jasra et al. 2011); after it they are resampled and moved.
+    A rise is as large as leaves the weights an effective size of half the particles; after it they are resampled and moved.
 
     Attributes:
         evaluate: map and likelihood.
+        particles: least number of particles of a measurement; rounded up to a multiple of its samples.
         moves: preconditioned Crank-Nicolson moves at each temperature.
-        key: see `RowNumbers`, [A,S,2].
+        position: of every sample among the last weights, uniform in [0, 1), float64 [B,S].
+        key: see `RowNumbers`, [B,S,2].
     """
 
     evaluate: Evaluate
+    particles: int
     moves: int
+    position: Tensor
     key: Tensor
 
-    def run(self, particles: Particles, temperature: Tensor, position: Tensor, numbers: RowNumbers) -> tuple[Particles, Tensor]:
-        """From equally weighted particles [A,K] at inverse temperatures b [A] to samples at b = 1.
+    def run(self, rows: Tensor, log_likelihood: Tensor, pick: Pick) -> tuple[Tensor, Particles, Tensor]:
+        """Samples of some measurements.
 
         Args:
-            position: of each sample among the last weights, uniform in [0, 1), float64 [A,S].
-            numbers: of the A measurements.
+            rows: their positions in the batch, int64 [R].
+            log_likelihood: of N draws from N(0, I), float64 [R,N].
+            pick: which makes particles of draws.
 
         Returns:
-            [A,S] particles, and the effective number of the ancestors that they were drawn from, [A].
+            The positions in another order, [R,S] samples for them, and for each the effective number of its ancestors among the
+            N draws, [R].
         """
-        count = particles.ancestor.shape[1]
-        rows = torch.arange(len(temperature), device=temperature.device)
+        samples = self.position.shape[1]
+        count = math.ceil(self.particles / samples) * samples
+        numbers = RowNumbers("annealing", self.key[rows])
+        least = min(count, log_likelihood.shape[1]) / 2
+        temperature = temperature_step(log_likelihood, torch.ones_like(log_likelihood[:, 0]), least)
+        first = choose(temperature[:, None] * log_likelihood, systematic(count, numbers))
+        particles = pick(rows, first, log_likelihood)
         size = torch.full_like(temperature, _FIRST_SIZE)
         finished = []
-        while len(rows):
+        for remaining in range(_MOST_TEMPERATURES, 0, -1):
             particles, size = self._move(particles, temperature, size, rows, numbers)
-            step = temperature_step(particles.log_likelihood, 1 - temperature, count / 2)
+            rest = 1 - temperature
+            step = temperature_step(particles.log_likelihood, rest, count / 2) if remaining > 1 else rest
             log_weights = step[:, None] * particles.log_likelihood
-            last = step == 1 - temperature
+            last = step == rest
             done, on = last.nonzero().flatten(), (~last).nonzero().flatten()
-            drawn = particles.at(done, choose(log_weights[done], position[rows[done]]))
-            ancestors = effective_ancestors(log_weights[done], particles.ancestor[done])
-            finished.append((rows[done], drawn, ancestors, size[done]))
+            drawn = particles.at(done, choose(log_weights[done], self.position[rows[done]]))
+            finished.append((rows[done], drawn, effective_ancestors(log_weights[done], particles.ancestor[done]), size[done]))
             numbers = numbers.of(on)
             particles = particles.at(on, choose(log_weights[on], systematic(count, numbers)))
             temperature, size, rows = (temperature + step)[on], size[on], rows[on]
-        order, ancestors, size = (torch.cat([group[part] for group in finished]) for part in (0, 2, 3))
-        samples = Particles.cat([group[1] for group in finished])
-        numbers = RowNumbers("last moves", self.key[order])
-        samples, _ = self._move(samples, torch.ones_like(ancestors), size, order, numbers)
-        back = order.argsort()
-        return samples.at(back, torch.arange(position.shape[1], device=back.device).expand_as(position)), ancestors[back]
+            if not len(rows):
+                break
+        rows, ancestors, size = (torch.cat([group[part] for group in finished]) for part in (0, 2, 3))
+        drawn = Particles.cat([group[1] for group in finished])
+        numbers = RowNumbers("last moves", self.key[rows])
+        return rows, self._move(drawn, torch.ones_like(ancestors), size, rows, numbers)[0], ancestors
 
     def _move(
         self, particles: Particles, temperature: Tensor, size: Tensor, rows: Tensor, numbers: RowNumbers
     ) -> tuple[Particles, Tensor]:
         """The particles [A,K] of the measurements at `rows` after all moves, and the sizes [A] of the next proposals.
 
-        A proposal is sqrt(1 - s^2) z + s n, n ~ N(0, I): reversible with respect to N(0, I), so that only the likelihood decides
-        on it. The size s follows the share of proposals that a measurement's particles accept.
+        A proposal is sqrt(1 - s^2) z + s n, n ~ N(0, I): reversible with respect to N(0, I), so that the likelihood alone
+        decides on it. The size s follows the share of proposals that a measurement's particles accept.
         """
         count, shape = particles.ancestor.shape[1], particles.source.shape[2:]
         for _ in range(self.moves):

@@ -1,13 +1,13 @@
 """Posterior samples under a flow's own prior, by reweighting and moving the noise that a deterministic map starts from.
 
-A deterministic map f takes z ~ N(0, I) to an image. Where z has the density pi(z) ∝ N(z; 0, I) p(y | f(z)), f(z) is a sample of the
-posterior under the prior that the flow models: nothing is approximated, and what is left is Monte-Carlo error, which is reported.
+A deterministic map f takes z ~ N(0, I) to an image. For z of the density pi(z) ∝ N(z; 0, I) p(y | f(z)), f(z) is a sample of
+the posterior under the prior that the flow models: nothing is approximated, and the Monte-Carlo error that is left is reported.
 
 A pool of prior draws, pushed through the map once, serves all measurements: each weights it by its own likelihood and draws its
-samples from it (importance resampling). A measurement that leaves too little of the pool gets particles of its own, drawn from the
-pool at a higher temperature that falls to 1 (tempered sequential Monte Carlo: Del Moral, Doucet and Jasra 2006, "Sequential Monte
-Carlo samplers"), and that move by preconditioned Crank-Nicolson proposals (Cotter, Roberts, Stuart and White 2013, "MCMC methods
-for functions", section 4.1).
+samples from it (importance resampling). Where too little of the pool is left, a measurement gets particles of its own, drawn
+from the pool at a higher temperature that falls to 1 (tempered sequential Monte Carlo: Del Moral, Doucet and Jasra 2006,
+"Sequential Monte Carlo samplers"), and that move by preconditioned Crank-Nicolson proposals (Cotter, Roberts, Stuart and White
+2013, "MCMC methods for functions", section 4.1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Solver, SolverOptions, time_grid
-from vfmbench.baselines.particles import Annealing, Particles, RowNumbers, choose, effective_size, systematic, temperature_step
+from vfmbench.baselines.particles import Annealing, Particles, choose, effective_size
 from vfmbench.baselines.pool_likelihood import pool_likelihood
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.randomness import PhiloxNoise
@@ -57,18 +57,18 @@ class SourceReweighting(Solver):
     Where the weighted pool has an effective size E of at least a quarter of `particles`, a measurement's S samples are drawn
     from it independently, each by its own noise. Otherwise `particles` of them (rounded up to a multiple of S) are annealed.
 
-    Monte-Carlo error: the mean of a function over the S samples varies, over seeds and pools, with about 1 / S_eff of the
+    Monte-Carlo error: over seeds and pools, the mean of a function over the S samples varies with about 1 / S_eff of the
     function's posterior variance, 1 / S_eff = 1 / S + 1 / E; `Samples.effective_samples` is S_eff. After annealing E is the
-    effective number of the pool's draws that the particles descend from, which holds for what moves do not forget, such as the
-    weights of modes that they cannot cross between, and is too small for the rest (Lee and Whiteley 2018, "Variance estimation in
-    the particle filter": their estimate for a function that is constant among descendants and independent between them). It
-    knows nothing of modes that the pool has missed, nor of the bias, of order 1 / E. The pool is the same for all measurements,
-    so the part 1 / E of their errors is correlated: it averages out over `pool_seed`, not over similar measurements.
+    effective number of the pool's draws that the particles descend from. That holds for what moves do not forget, such as the
+    weights of modes that they cannot cross between, and is too small for the rest (it is the estimate of Lee and Whiteley 2018,
+    "Variance estimation in the particle filter", for a function that all descendants of a draw share). S_eff knows nothing of
+    modes that the pool has missed, nor of the bias, of order 1 / E. All measurements share the pool, so the part 1 / E of their
+    errors is correlated: it averages out over `pool_seed`, not over similar measurements.
 
-    Samples do not depend on the batch where f does not: one that f rounds differently in another batch may be accepted instead of
-    rejected in a move. Samples of an annealed measurement depend on how many are drawn together.
+    Samples do not depend on the batch, except where f rounds differently in another batch and a move is accepted instead of
+    rejected. Samples of an annealed measurement depend on how many are drawn together.
 
-    A class costs `pool` evaluations of f, once; an annealed measurement `particles` x `moves` for each temperature.
+    A class costs `pool` evaluations of f, once; an annealed measurement `particles` x `moves` at each temperature.
     """
 
     class Options(SolverOptions):
@@ -79,8 +79,8 @@ class SourceReweighting(Solver):
         ode_steps: int = Field(16, ge=1, description="midpoint steps of equal length, two evaluations each")
         pool: int = Field(2**16, ge=1, description="prior draws, the same for all measurements")
         pool_seed: int = Field(0, description="which prior draws")
-        particles: int = Field(512, ge=2, description="of a measurement for which the pool is worth less than a quarter of them")
-        moves: int = Field(8, ge=0, description="Crank-Nicolson moves at each of its temperatures")
+        particles: int = Field(512, ge=2, description="of a measurement that the pool is worth less than a quarter of")
+        moves: int = Field(16, ge=0, description="Crank-Nicolson moves at each of its temperatures")
 
     options: Options
 
@@ -110,11 +110,10 @@ class SourceReweighting(Solver):
         return {}
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
-        """`effective_samples` is 0, and the samples are not numbers, where no draw of the pool has a likelihood."""
+        """Where no draw of the pool has a likelihood, `effective_samples` is 0 and the samples are not numbers."""
         measurement = self.conditioned(measurement)
-        batch = len(measurement)
         pool, likelihood = self._pool(measurement.label), pool_likelihood(measurement)
-        uniform = noise.uniform((3,), 0).unflatten(0, (batch, num_samples))
+        uniform = noise.uniform((3,), 0).unflatten(0, (len(measurement), num_samples))
         position, key = uniform[..., 0].double(), (uniform[..., 1:] * 2**24).long()
 
         def evaluate(source: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,11 +121,55 @@ class SourceReweighting(Solver):
             images = self.transport(source.flatten(0, 1), label).unflatten(0, source.shape[:2])
             return images, likelihood.of_particles(images, rows)
 
-        def anneal(rows: Tensor, log_likelihood: Tensor) -> tuple[Particles, Tensor]:
-            """[R,S] particles and the effective number of their ancestors [R]."""
-            count = math.ceil(self.options.particles / num_samples) * num_samples
-            numbers = RowNumbers("annealing", key[rows])
-            temperature = temperature_step(log_likelihood, torch.ones_like(log_likelihood[:, 0]), count / 2)
-            first = choose(temperature[:, None] * log_likelihood, systematic(count, numbers))
-            start = pool.particles(rows, first, log_likelihood)
-            ...
+        annealing = Annealing(evaluate, self.options.particles, self.options.moves, position, key)
+        images = pool.images.new_empty(*position.shape, *pool.images.shape[2:])
+        source = pool.source.new_empty(*position.shape, *pool.source.shape[1:])
+        size = position.new_empty(len(position))
+        for rows, log_likelihood in likelihood.of_pool(pool.images, pool.which):
+            size[rows] = effective_size(log_likelihood)
+            # Written so that a measurement without any likelihood counts as served.
+            poor = size[rows] < self.options.particles / 4
+            served, drawn = rows[~poor], choose(log_likelihood[~poor], position[rows[~poor]])
+            samples = pool.particles(served, drawn, log_likelihood[~poor])
+            images[served], source[served] = samples.images, samples.source
+            if poor.any():
+                annealed, samples, ancestors = annealing.run(rows[poor], log_likelihood[poor], pool.particles)
+                images[annealed], source[annealed], size[annealed] = samples.images, samples.source, ancestors
+        effective = torch.nan_to_num(1 / (1 / num_samples + 1 / size), nan=0.0)
+        images[effective == 0] = math.nan
+        return Samples(images, source=source, effective_samples=effective.float())
+
+    def sample_prior(self, noise: NoiseSource) -> Tensor:
+        """What f makes of N(0, I), of the null class where there are classes: [rows,C,H,W]."""
+        z = noise.normal(self.flow.latent_shape, 0)
+        return self.transport(z, torch.full((len(z),), self.flow.null_label or 0, dtype=torch.int64, device=z.device))
+
+    def transport(self, z: Tensor, label: Tensor) -> Tensor:
+        """f(z): source noise [R,c,h,w] -> decoded images [R,C,H,W], in blocks that bound the memory."""
+        blocks = zip(z.split(self._rows_at_once), label.split(self._rows_at_once), strict=True)
+        return torch.cat([self.codec.decode(self._flow_map(*block)) for block in blocks])
+
+    def _flow_map(self, z: Tensor, label: Tensor) -> Tensor:
+        if self.options.map == "one_step":
+            return (z - self.flow.average_velocity(z, 1, 0, label)).to(z)
+        x = z
+        for t, t_next in time_grid(self.options.ode_steps):
+            # On the flows of Gaussians and their mixtures the midpoint rule errs far less than Heun's at the same cost.
+            middle = (t + t_next) / 2
+            at_middle = self.estimate(x, t, label).euler(middle)
+            x = x + (t_next - t) * self.flow.velocity(at_middle, middle, label, self.guidance_scale)
+        return x.to(z)
+
+    def _pool(self, label: Tensor) -> Pool:
+        """The pool for measurements of these classes [B]; what it lacks so far is computed."""
+        index = torch.arange(self.options.pool, device=self._device)
+        if not len(self._pool_source):
+            shape = self.flow.latent_shape
+            blocks = index.split(max(1, _NUMBERS_AT_ONCE // math.prod(shape)))
+            streams = (PhiloxNoise(self.options.pool_seed, "source_reweighting/pool", block) for block in blocks)
+            self._pool_source = torch.cat([stream.normal(shape, 0) for stream in streams])
+        classes, which = label.unique(return_inverse=True)
+        for k in classes.tolist():
+            if k not in self._pool_images:
+                self._pool_images[k] = self.transport(self._pool_source, torch.full_like(index, k))
+        return Pool(self._pool_source, torch.stack([self._pool_images[k] for k in classes.tolist()]), which)

@@ -297,8 +297,8 @@ class Suite(Protocol):
     `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
     each training stage's options; `weights` is the `vfmbench.models.weights.WeightStore` of its networks.
 
-    `modality` says whether the data are images or points. `method_names` and `metric_names` are what `compare` and `run` take
-    by default; empty for all methods, and for all metrics of images.
+    `modality` says whether the data are images or points. `methods` are those that `compare` takes by default, each with the
+    suite's own options for it; empty for all. `metric_names` are what `run` computes by default; empty for all of images.
 
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
 
@@ -314,7 +314,7 @@ class Suite(Protocol):
     latent_shape: tuple[int, int, int]
     num_classes: int
     posterior_known: bool
-    method_names: Sequence[str]
+    methods: Mapping[str, Mapping[str, Any]]
     metric_names: Sequence[str]
     task_names: Sequence[str]
     feature_space_names: Sequence[str]

@@ -58,7 +58,9 @@ class SuiteDefinition(Options):
     num_images: int = Field(ge=1)
     num_samples: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="samples in one batch")
-    methods: list[str] = Field(default_factory=list, description="what `compare` takes by default; empty: all")
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="what `compare` takes by default, and this suite's options for it; empty: all"
+    )
     metrics: list[str] = Field(default_factory=list, description="what a run computes by default; empty: all")
     tasks: dict[str, dict[str, Any]]
     training: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -89,7 +91,7 @@ class DefinedSuite:
         self.num_images, self.num_samples = definition.num_images, definition.num_samples
         self.batch_size = definition.batch_size
         self.training, self.tuning = definition.training, definition.tuning
-        self.task_names, self.method_names, self.metric_names = list(definition.tasks), definition.methods, definition.metrics
+        self.task_names, self.methods, self.metric_names = list(definition.tasks), definition.methods, definition.metrics
         self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
         networks = {*definition.feature_spaces.values(), *definition.perceptual}
         for name in FILES:

@@ -102,7 +102,8 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     if suite is None:
         suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
     task = suite.task(config.task, config.options.get("task", {}))
-    chosen = {**_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
+    own = suite.methods.get(config.method, {})
+    chosen = {**own, **_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
     metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
     if config.metrics is not None:
