@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(handler=_run)
 
     compare = commands.add_parser("compare", parents=[running], help="several methods and tasks, then one table")
-    compare.add_argument("--methods", metavar="A,B", help="default: all")
+    compare.add_argument("--methods", metavar="A,B", help="default: those that the suite names, else all")
     compare.add_argument("--tasks", metavar="C,D", help="default: all of the suite")
     compare.set_defaults(handler=_compare)
 
@@ -131,6 +131,43 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--workers", type=int, metavar="N", help="processes of one thread each (default: one for each core)")
     tune.set_defaults(handler=_tune)
 
+    launching = argparse.ArgumentParser(add_help=False, parents=[common])
+    launching.add_argument(
+        "--executor",
+        default="auto",
+        choices=["auto", "slurm", "local", "debug"],
+        help="slurm; local: processes of this machine; debug: one after the other in this process; auto: slurm, else local",
+    )
+    launching.add_argument("--workers", type=int, metavar="N", help="local processes at a time (default: one for each core)")
+    launching.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="for all runs of the sweep, whatever its file says, e.g. data.path=DIR num_images=8; repeatable",
+    )
+    launching.add_argument("--profile", metavar="NAME|FILE", help="what Slurm is asked for (default: the file's, else cpu)")
+    launching.add_argument("--wait", action="store_true", help="with Slurm: wait until no job is queued or running")
+    launching.add_argument("--out", metavar="DIR", help="folder of runs/, training/, sweeps/ (default: the file's or results)")
+
+    sweep = commands.add_parser(
+        "sweep", parents=[launching], help="a grid of runs, and of trainings before them, from a YAML file (slurm/README.md)"
+    )
+    sweep.add_argument("file", metavar="FILE", help="e.g. slurm/smoke.yaml")
+    sweep.add_argument("--dry-run", action="store_true", help="print the jobs and an estimate of their time, and run nothing")
+    sweep.set_defaults(handler=_sweep)
+
+    status = commands.add_parser(
+        "status", parents=[launching], help="what of a sweep, or of the runs in a folder, is done, running, failed or missing"
+    )
+    status.add_argument("target", metavar="FILE|DIR", help="a sweep's YAML file, or a folder of runs")
+    status.add_argument("--merge", action="store_true", help="finish runs whose parts are all sampled")
+    status.add_argument(
+        "--retry", choices=["failed"], help="start those jobs of the sweep again that failed or were interrupted or cancelled"
+    )
+    status.set_defaults(handler=_status)
+
     table = commands.add_parser("table", parents=[common], help="tables from stored runs, one for each task; runs no model")
     table.add_argument("folders", nargs="+", metavar="DIR", help="run directories, or folders above them")
     table.add_argument("--tasks", metavar="A,B", help="default: all")
@@ -140,11 +177,27 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     table.set_defaults(handler=_table)
 
-    figure = commands.add_parser("figure", parents=[common], help="a figure from stored runs; runs no model")
-    figure.add_argument("kind", choices=["calibration"])
-    figure.add_argument("folders", nargs="+", metavar="DIR", help="runs of one task, or folders above them")
-    figure.add_argument("--out", metavar="FILE.png", help="default: calibration.png in the folder that the runs have in common")
-    figure.set_defaults(handler=_figure)
+    figure = commands.add_parser("figure", help="a figure from stored runs; runs no model")
+    kinds = figure.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, summary in (
+        ("calibration", "rank histogram, coverage and TARP curve"),
+        ("densities", "checkerboard: prior and posterior densities in noise space and data space"),
+        ("alignment", "checkerboard: which noise the flow map takes to which cell, a column for each run"),
+    ):
+        of_runs = kinds.add_parser(kind, parents=[common], help=summary)
+        of_runs.add_argument("folders", nargs="+", metavar="DIR", help="runs of one task, or folders above them")
+        of_runs.add_argument("--out", metavar="FILE.png", help=f"default: {kind}.png in the folder that all runs lie in")
+        of_runs.set_defaults(handler=_figure)
+    curves = kinds.add_parser("sweep", parents=[common], help="metrics of a sweep's table over one of its options")
+    curves.add_argument("table", metavar="TABLE.csv", help="a row for each run, as `vfmbench sweep` writes it")
+    curves.add_argument("--x", required=True, metavar="COLUMN", help="e.g. tau, which finds train.tau too")
+    curves.add_argument("--metrics", required=True, metavar="A,B", help="a panel for each")
+    curves.add_argument("--by", metavar="C,D", help="columns whose values make a line each: colour, marker, dashes")
+    curves.add_argument(
+        "--reference", action="append", default=[], metavar="RUN_DIR", help="a run to draw as horizontal lines; repeatable"
+    )
+    curves.add_argument("--out", metavar="FILE.png", help="default: TABLE-COLUMN.png beside the table")
+    curves.set_defaults(handler=_sweep_figure)
 
     listing = commands.add_parser("list", parents=[common], help="what is installed")
     listing.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])
@@ -250,8 +303,9 @@ def _compare(options: argparse.Namespace) -> int:
     from vfmbench.reporting import console, grid, rendering, tables
     from vfmbench.reporting.comparison import compare
 
-    methods = _split(options.methods) or samplers.names()
-    tasks = _split(options.tasks) or list(suites.get(options.suite)({}).task_names)
+    suite = suites.get(options.suite)({})
+    methods = _split(options.methods) or list(suite.methods) or samplers.names()
+    tasks = _split(options.tasks) or list(suite.task_names)
     pairs = [(method, task) for task in tasks for method in methods]
     cells = [_checked_cell(config) for config in _configs(options, pairs)]
     results: dict[str, dict[str, Any]] = {}
@@ -342,9 +396,23 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _figure(options: argparse.Namespace) -> int:
+    from vfmbench.reporting.alignment import alignment_figure
     from vfmbench.reporting.calibration import calibration_figure
+    from vfmbench.reporting.densities import densities_figure
 
-    print(calibration_figure([Path(folder) for folder in options.folders], options.out and Path(options.out)))
+    draw = {"calibration": calibration_figure, "densities": densities_figure, "alignment": alignment_figure}[options.kind]
+    print(draw([Path(folder) for folder in options.folders], options.out and Path(options.out)))
+    return 0
+
+
+def _sweep_figure(options: argparse.Namespace) -> int:
+    from vfmbench.reporting.sweep_figure import sweep_figure
+
+    metrics, groups = _split(options.metrics) or [], _split(options.by) or []
+    if not metrics:
+        raise UserError("--metrics names no metric.")
+    references = [Path(folder) for folder in options.reference]
+    print(sweep_figure(Path(options.table), options.x, metrics, groups, references, options.out and Path(options.out)))
     return 0
 
 
@@ -490,6 +558,69 @@ def _tune(options: argparse.Namespace) -> int:
         )
     console.OUT.print(tables.tuning_table(chosen))
     console.OUT.print(f"Written to {out}; use it with --preset {out}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from vfmbench.launching import printing
+    from vfmbench.launching.sweep import parse_values, prepare
+    from vfmbench.reporting import console
+
+    sweep = prepare(Path(options.file), options.out and Path(options.out), options.profile, parse_values(options.overrides))
+    if options.dry_run:
+        printing.print_plan(sweep, console.OUT)
+        return 0
+    return _launch(sweep, options)
+
+
+def _launch(sweep: Any, options: argparse.Namespace) -> int:
+    """Starts a sweep's chosen jobs; unless they now wait in Slurm, prints what became of them."""
+    from vfmbench.launching import launch, printing, status
+    from vfmbench.reporting import console
+
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers takes a whole number of at least 1, got {options.workers}.")
+    executor = launch.chosen_executor(options.executor)
+    if executor == "slurm":
+        launch.on_slurm(sweep, options.plugin, console.ERR)
+        if not options.wait:
+            return 0
+        with console.progress(sweep.name, "jobs") as update:
+            failed = launch.wait(sweep.record, update)
+        if seconds := launch.overhead(sweep.record):
+            console.OUT.print("Slurm: a job waited {:.1f} s and spent {:.1f} s beside its own work (medians).".format(*seconds))
+    else:
+        workers = options.workers or os.cpu_count() or 1
+        failed = launch.here(sweep, executor, workers, options.plugin, console.ERR, console.progress)
+    printing.print_status(status.rows(sweep.record), console.OUT)
+    console.OUT.print(f"Table: {sweep.record.csv}")
+    return EXIT_FAILED if failed else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from vfmbench.launching import printing, status
+    from vfmbench.launching.record import record_of
+    from vfmbench.reporting import console
+
+    target, out = Path(options.target), options.out and Path(options.out)
+    if target.suffix not in (".yaml", ".yml"):
+        if options.merge or options.retry:
+            raise UserError("--merge and --retry take a sweep's YAML file.")
+        printing.print_status(status.folder_rows(target), console.OUT)
+        return 0
+    if options.merge or options.retry:
+        from vfmbench.launching import sweep as sweeps
+
+        sweep = sweeps.prepare(target, out, options.profile, sweeps.parse_values(options.overrides))
+        if options.merge:
+            sweeps.merge_parts(sweep, console.ERR)
+        if options.retry:
+            return _launch(sweeps.failed_only(sweep), options)
+    record = record_of(target, out)
+    rows = status.rows(record)
+    status.write_csv(record, rows)
+    printing.print_status(rows, console.OUT)
+    console.OUT.print(f"Table: {record.csv}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,12 +33,19 @@ class TrainGrid(Options):
 
 
 class SweepDefinition(Options):
-    """Schema of a sweep file. Keys of `grid` and `fixed` are those of a run (method, task, suite, seed, num_images, ...) or what
-    `--set` takes (vfm.steps, task.noise_std); several blocks are expanded one after the other.
+    """Schema of a sweep file.
+
+    Keys of `grid` and `fixed` are those of a run (method, task, suite, seed, num_images, ...) or what `--set` takes (vfm.steps,
+    task.noise_std); several blocks are expanded one after the other.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     out: Path = Field(Path("results"), description="folder of runs/, training/ and sweeps/")
+    profile: str = Field("cpu", description="a file of slurm/profiles, or the path of one")
+    resources: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="limits that differ from the profile's, and shards: by method, `train` for jobs that train, or `default`",
+    )
     fixed: dict[str, Any] = Field(default_factory=dict)
     grid: Annotated[list[Axes], BeforeValidator(_as_list), Field(min_length=1)]
     train: Annotated[list[TrainGrid], BeforeValidator(_as_list)] = Field(default_factory=list)
@@ -56,9 +63,15 @@ class SweepFile:
     definition: SweepDefinition
     lines: dict[Location, int]
 
-    def moved(self, out: Path) -> SweepFile:
-        """The same sweep with another folder for its results."""
-        return replace(self, definition=self.definition.model_copy(update={"out": out}))
+    def changed(self, **values: Any) -> SweepFile:
+        """The same sweep with other values of the definition's fields; None leaves one as it is."""
+        given = {key: value for key, value in values.items() if value is not None}
+        return replace(self, definition=self.definition.model_copy(update=given))
+
+    def fixing(self, values: Mapping[str, Any]) -> SweepFile:
+        """The same sweep with other values in `fixed`, which also replace those of a grid that has the key."""
+        grid = [{key: [values[key]] if key in values else axis for key, axis in axes.items()} for axes in self.definition.grid]
+        return self.changed(fixed={**self.definition.fixed, **values}, grid=grid)
 
     def error(self, message: str, *place: str | int) -> UserError:
         """A UserError that begins with the file and the line of `place`, or of what is nearest above it."""
@@ -94,7 +107,9 @@ def read_sweep(path: Path) -> SweepFile:
     try:
         definition = SweepDefinition.model_validate({"name": path.stem, **content})
     except ValidationError as error:
-        raise _explained(path, lines, error.errors()[0]) from None
+        # A misspelt key is also a missing one: say the former.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise _explained(path, lines, problems[0]) from None
     return SweepFile(path, definition, lines)
 
 

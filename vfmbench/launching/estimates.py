@@ -26,8 +26,9 @@ def estimate(jobs: Sequence[Job], out: Path) -> tuple[float, int]:
         for run in job.runs:
             if run.open:
                 rate = _seconds_per_sample(out / "runs" / run.config.suite / run.config.task / run.config.method)
-                known = rate is not None and run.samples > 0
-                total, unknown = (total + (rate or 0.0) * run.samples, unknown) if known else (total, unknown + 1)
+                size = run.images * run.samples / (1 if job.part is None else job.part.count)
+                known = rate is not None and size > 0
+                total, unknown = (total + (rate or 0.0) * size, unknown) if known else (total, unknown + 1)
     return total, unknown
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,10 +17,10 @@ from rich.console import Console
 
 from vfmbench.files import replace_file
 from vfmbench.interfaces import MissingError, Status, Suite
-from vfmbench.launching.jobs import Job, PlannedRun, Training
-from vfmbench.provenance import now
+from vfmbench.launching.jobs import Job, Training
 from vfmbench.registry import stages
 from vfmbench.running.runner import Progress, choose_device, execute, plan
+from vfmbench.running.sharding import execute_part
 from vfmbench.training.train import train
 
 ProgressBar = Callable[[str], AbstractContextManager[Progress]]
@@ -34,20 +36,25 @@ class JobState:
 
     def __init__(self, folder: Path, job: Job):
         self._path = folder / "jobs" / f"{job.id}.json"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._begun = time.time()
         self._content: dict[str, Any] = {
             "label": job.label,
             "node": socket.gethostname(),
             "process": os.getpid(),
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "started": now(),
+            "slurm": slurm_id(),
+            "begun": self._begun,
             "runs": [{} for _ in job.runs],
         }
 
     def update(self, state: str, **facts: Any) -> None:
         """Args: state: training, running, done, failed or interrupted."""
-        self._content.update(state=state, updated=now(), **facts)
-        replace_file(self._path, json.dumps(self._content, indent=1, default=str).encode())
+        self._content.update(state=state, seconds=time.time() - self._begun, **facts)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, json.dumps(self._content, indent=1, default=str).encode())
+        except OSError as error:
+            # A full disk must not hide what the job has to say, which then stands in its log.
+            print(f"cannot write {self._path}: {error}", file=sys.stderr)
 
     def run(self, position: int, **facts: Any) -> None:
         """Facts about the run at this position of the job."""
@@ -55,8 +62,14 @@ class JobState:
         self.update("running")
 
 
+def slurm_id() -> str | None:
+    """How Slurm calls the job that this process belongs to, array elements as `12_3`; None outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
 def perform(job: Job, folder: Path, console: Console, progress: ProgressBar = silent) -> bool:
-    """Trains and runs what is missing of a job; returns whether all of it is done (or skipped).
+    """Trains and runs what is missing of a job; returns whether nothing failed.
 
     A run that fails does not keep the others of the job from running.
 
@@ -70,7 +83,7 @@ def perform(job: Job, folder: Path, console: Console, progress: ProgressBar = si
         if job.training is not None:
             state.update("training")
             _train(job.training, job.runs[0].config.device, console)
-        failures = [_run(position, run, state, console, progress) for position, run in enumerate(job.runs)]
+        failures = [_run(position, job, state, console, progress) for position in range(len(job.runs))]
     except KeyboardInterrupt:
         state.update("interrupted")
         raise
@@ -82,15 +95,15 @@ def perform(job: Job, folder: Path, console: Console, progress: ProgressBar = si
     return not errors
 
 
-def _run(position: int, run: PlannedRun, state: JobState, console: Console, progress: ProgressBar) -> str:
-    """Runs one run; returns why it failed, or nothing."""
-    title = f"{run.config.method} on {run.config.task}"
+def _run(position: int, job: Job, state: JobState, console: Console, progress: ProgressBar) -> str:
+    """Does one run of a job, or its part of it; returns why it failed, or nothing."""
+    config = job.runs[position].config
+    title = f"{config.method} on {config.task}"
     try:
-        checked = plan(run.config)
+        checked = plan(config)
         state.run(position, directory=str(checked.store.directory), status="running")
         with progress(title) as update:
-            result = execute(checked, update)
-        state.run(position, status=result.status, note=result.note)
+            result = execute(checked, update) if job.part is None else execute_part(checked, job.part, update)
     except MissingError as error:
         state.run(position, status=Status.MISSING, note=str(error))
         console.log(f"{title}: missing: {error}", markup=False)
@@ -99,9 +112,10 @@ def _run(position: int, run: PlannedRun, state: JobState, console: Console, prog
         state.run(position, status=Status.FAILED, note=last_line(error))
         console.print(traceback.format_exc(), markup=False, highlight=False)
         return last_line(error)
+    state.run(position, status=result.status, note=result.note)
     rows = result.results().metrics() if result.status == Status.DONE else []
-    shown = "  ".join(f"{row['name']} {row['value']:.4g}" for row in rows if row["metric"] != "cost" and row["value"] is not None)
-    console.log(f"{title}: {result.status} {result.note or shown}", markup=False)
+    shown = [f"{row['name']} {row['value']:.4g}" for row in rows if row["metric"] != "cost" and row["value"] is not None]
+    console.log(f"{title}: {result.status} {result.note or '  '.join(shown)}", markup=False)
     return ""
 
 

@@ -12,26 +12,32 @@ from rich.table import Table
 if TYPE_CHECKING:
     from vfmbench.launching.sweep import Sweep
 
+_DETAILS = ("status", "progress", "node", "time", "hash", "note")
+
 
 def print_plan(sweep: Sweep, console: Console) -> None:
-    """The jobs, how many there are, and how long the open ones will take."""
+    """The jobs, how many there are, and how long those that have something left to do will take."""
     from vfmbench.launching.estimates import estimate
 
     table = Table("job", "what", "training", "runs", "state")
     for job in sweep.jobs:
-        states = Counter(run.status or "to do" for run in job.runs)
+        states = Counter("done" if job.part_done else run.status or "to do" for run in job.runs)
         state = ", ".join(f"{count} {name}" if len(job.runs) > 1 else str(name) for name, count in states.items())
         trained = "" if job.training is None else "done" if job.training.finished else f"{job.training.steps} steps"
         table.add_row(job.id, job.label, trained, str(len(job.runs)), state)
     console.print(table)
     for note in dict.fromkeys(f"{run.config.method}: {run.note}" for job in sweep.jobs for run in job.runs if run.note):
         console.print(note, markup=False, soft_wrap=True)
-    runs = [run for job in sweep.jobs for run in job.runs]
-    seconds, unknown = estimate(sweep.jobs, sweep.out)
-    console.print(f"{len(sweep.jobs)} jobs with {len(runs)} runs; {len(sweep.open)} jobs have something left to do.")
-    if sweep.open:
+    runs = {run.config.model_dump_json() for job in sweep.jobs for run in job.runs}
+    classes = {job.resources.model_dump_json(exclude={"shards"}) for job in sweep.jobs}
+    console.print(
+        f"{len(sweep.jobs)} jobs with {len(runs)} runs, in {len(classes)} classes of resources; "
+        f"{len(sweep.chosen)} jobs have something left to do."
+    )
+    if sweep.chosen:
+        seconds, unknown = estimate(sweep.chosen, sweep.out)
         parts = f" and {unknown} parts of which no cost is stored yet" if unknown else ""
-        console.print(f"Estimated time of one process after the other: {duration(seconds)}{parts}.")
+        console.print(f"Estimated time of one job after the other: {duration(seconds)}{parts}.")
 
 
 def duration(seconds: float) -> str:
@@ -42,17 +48,13 @@ def duration(seconds: float) -> str:
 
 def print_status(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """A line for each run with its grid values, state and what went wrong, and the count of each state."""
-    given = [key for key in dict.fromkeys(key for row in rows for key in row) if key in _settings(rows)]
-    varying = [key for key in given if len({str(row.get(key, "")) for row in rows}) > 1 or key in ("task", "method")]
-    table = Table(*varying, "status", "run", "note")
-    for row in rows:
-        values = [str(row.get(key, "")) for key in varying]
-        table.add_row(*values, row["status"], row["hash"], row["note"])
-    console.print(table)
+    given = dict.fromkeys(key for row in rows for key in list(row)[: list(row).index("status")])
+    varying = [key for key in given if key in ("task", "method") or len({str(row[key]) for row in rows if key in row}) > 1]
+    shown = [{**row, "time": duration(row["seconds"]) if row.get("seconds") else ""} for row in rows]
+    details = [key for key in _DETAILS if any(row.get(key) for row in shown)]
+    table = Table(*varying, *("run" if key == "hash" else key for key in details))
+    for row in shown:
+        table.add_row(*(str(row.get(key, "")) for key in (*varying, *details)))
+    console.print(table, markup=False)
     states = Counter(row["status"] for row in rows)
     console.print(f"{len(rows)} runs: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())))
-
-
-def _settings(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys of grid values: all that stand before `status` in some row."""
-    return {key for row in rows for key in list(row)[: list(row).index("status")]}

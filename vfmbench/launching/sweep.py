@@ -1,62 +1,82 @@
-"""One sweep from its file to its table: the calls that the command line makes."""
+"""A sweep that is ready to start: its file read, its jobs planned and chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 
-from vfmbench.files import locked_directory
+from vfmbench.interfaces import UserError
 from vfmbench.launching.definitions import read_sweep
-from vfmbench.launching.execution import ProgressBar
-from vfmbench.launching.executors import run_here, run_locally
-from vfmbench.launching.jobs import Job, expand
+from vfmbench.launching.expansion import expand
+from vfmbench.launching.jobs import Job
 from vfmbench.launching.record import SweepRecord
-
-EXECUTORS = ("auto", "local", "debug")
+from vfmbench.launching.status import to_retry
+from vfmbench.running.runner import plan
+from vfmbench.running.sharding import merge, unfinished_parts
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose every name and option has been checked; nothing has been run or written yet."""
+    """A sweep whose every name and option has been checked; nothing has been run or written yet.
 
+    Attributes:
+        jobs: all of the sweep.
+        chosen: the jobs to start.
+    """
+
+    name: str
     jobs: list[Job]
+    chosen: list[Job]
     record: SweepRecord
     out: Path
 
-    @property
-    def open(self) -> list[Job]:
-        """The jobs that have something left to do."""
-        return [job for job in self.jobs if job.open]
 
-
-def prepare(path: Path, out: Path | None = None) -> Sweep:
-    """Reads a sweep file and plans its jobs. Raises UserError with the file's line for whatever is wrong in it.
+def prepare(path: Path, out: Path | None = None, profile: str | None = None, fixed: Mapping[str, Any] | None = None) -> Sweep:
+    """Reads a sweep file and plans its jobs; those are chosen that have something left to do.
 
     Args:
-        out: replaces the file's.
+        out, profile: replace the file's.
+        fixed: values of run keys or options for all runs.
+
+    Raises UserError with the file's line for whatever is wrong in it.
     """
-    file = read_sweep(path)
-    if out is not None:
-        file = file.moved(out)
+    file = read_sweep(path).changed(out=out, profile=profile).fixing(fixed or {})
     definition = file.definition
-    return Sweep(expand(file), SweepRecord(definition.out, definition.name), definition.out)
+    jobs = expand(file)
+    record = SweepRecord(definition.out, definition.name)
+    return Sweep(definition.name, jobs, [job for job in jobs if job.open], record, definition.out)
 
 
-def launch(
-    sweep: Sweep, executor: str, workers: int, plugins: Sequence[str], console: Console, progress: ProgressBar
-) -> int:
-    """Runs the open jobs and writes the table, after an interruption too; returns how many jobs failed.
-
-    Raises UserError if another process is working on the same sweep.
-    """
-    with locked_directory(sweep.record.folder):
-        sweep.record.write_plan(sweep.jobs)
+def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["num_images=8", "data.path=x"]` -> {"num_images": 8, "data.path": "x"}. Raises UserError for what is not key=value."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
         try:
-            if executor == "debug":
-                return run_here(sweep.open, sweep.record.folder, console, progress)
-            return run_locally(sweep.open, sweep.record.folder, workers, plugins, console)
-        finally:
-            sweep.record.write_csv()
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
+        if not equals:
+            raise UserError(f"--set takes key=value, got {pair!r}.")
+    return values
+
+
+def failed_only(sweep: Sweep) -> Sweep:
+    """The sweep with only those jobs chosen that failed or were interrupted. Raises UserError if it was never started."""
+    ids = to_retry(sweep.record)
+    return replace(sweep, chosen=[job for job in sweep.chosen if job.id in ids])
+
+
+def merge_parts(sweep: Sweep, console: Console) -> None:
+    """Finishes every run whose parts are all sampled but not merged."""
+    for job in sweep.chosen:
+        if job.part is not None and job.part.number == 0:
+            checked = plan(job.runs[0].config)
+            if not unfinished_parts(checked, job.part.count):
+                status = merge(checked, job.part.count).status
+                console.print(f"{job.runs[0].directory}: {status}", markup=False)
