@@ -64,7 +64,7 @@ class AffineAdapter(nn.Module):
         return mean, 2 * self.log_std.clamp(*LOG_STD_RANGE).unflatten(0, self._shape).expand_as(mean)
 
 
-_POINT_ADAPTERS = {"mlp": (PerceptronAdapter, PerceptronAdapterOptions), "affine": (AffineAdapter, AffineAdapterOptions)}
+_PREFIX = "architecture.adapter."
 
 
 def adapter_network(shape: Shape, architecture: Mapping[str, Any]) -> nn.Module:
@@ -80,7 +80,8 @@ def adapter_network(shape: Shape, architecture: Mapping[str, Any]) -> nn.Module:
     if "kind" not in architecture:
         return NoiseAdapter(**architecture)
     kind = str(architecture["kind"])
-    if kind not in _POINT_ADAPTERS:
-        raise unknown_name("noise adapter", kind, _POINT_ADAPTERS)
-    adapter, options = _POINT_ADAPTERS[kind]
-    return adapter(shape, validate(options, architecture, "architecture.adapter."))
+    if kind == "mlp":
+        return PerceptronAdapter(shape, validate(PerceptronAdapterOptions, architecture, _PREFIX))
+    if kind == "affine":
+        return AffineAdapter(shape, validate(AffineAdapterOptions, architecture, _PREFIX))
+    raise unknown_name("noise adapter", kind, ["mlp", "affine"])

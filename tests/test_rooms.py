@@ -15,6 +15,7 @@ FORBIDDEN = {
     "vfmbench/randomness.py": ("vfmbench.",),
     "vfmbench/models": ("vfmbench.running", "vfmbench.metrics", "vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
     "vfmbench/metrics": ("vfmbench.running", "vfmbench.training", "vfmbench.reporting", "vfmbench.models", "vfmbench.cli"),
+    "vfmbench/launching": ("vfmbench.reporting", "vfmbench.cli"),
     "vfmbench/running": ("vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
     "vfmbench/training": ("vfmbench.running", "vfmbench.reporting", "vfmbench.cli"),
     "vfmbench/reporting": ("vfmbench.training", "vfmbench.cli"),

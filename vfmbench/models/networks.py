@@ -12,7 +12,7 @@ from vfmbench.models.mlp import AffineFlow, AffineOptions, PerceptronFlow, Perce
 from vfmbench.models.sit import SiT
 from vfmbench.registry import unknown_name
 
-_POINT_NETWORKS = {"mlp": (PerceptronFlow, PerceptronOptions), "affine": (AffineFlow, AffineOptions)}
+_PREFIX = "architecture.flow."
 
 
 def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -> nn.Module:
@@ -25,7 +25,8 @@ def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -
     kind = architecture.get("kind", "sit")
     if kind == "sit":
         return SiT(**{key: value for key, value in architecture.items() if key != "kind"})
-    if kind not in _POINT_NETWORKS:
-        raise unknown_name("flow network", str(kind), ["sit", *_POINT_NETWORKS])
-    network, options = _POINT_NETWORKS[kind]
-    return network(shape, validate(options, architecture, "architecture.flow."))
+    if kind == "mlp":
+        return PerceptronFlow(shape, validate(PerceptronOptions, architecture, _PREFIX))
+    if kind == "affine":
+        return AffineFlow(shape, validate(AffineOptions, architecture, _PREFIX))
+    raise unknown_name("flow network", str(kind), ["sit", "mlp", "affine"])
