@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,10 @@ NOISE = (0.1, 0.5)
 PROBLEMS = 5
 TRAINED_TAUS = (0.1, 0.5, 2.0)
 TAUS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-STARTS = 2
+JOINT_TAUS = (0.3, 2.0)
+STARTS = {2: 3, 4: 2, 8: 1}
 ROTATIONS = 1000
+CURVED = 10
 OBSERVATIONS, SAMPLES = 500, 2000
 
 
@@ -66,7 +68,9 @@ def relative(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).norm() / reference.norm()).item()
 
 
-def problems(count: int = PROBLEMS, shapes: Sequence[tuple[int, int]] = SHAPES) -> Iterator[tuple[LinearGaussian, torch.Generator]]:
+def problems(
+    count: int = PROBLEMS, shapes: Sequence[tuple[int, int]] = SHAPES
+) -> Iterator[tuple[LinearGaussian, torch.Generator]]:
     """`count` problems for every size and noise, each with a generator for what is drawn around it."""
     for (d, k), noise_std, seed in itertools.product(shapes, NOISE, range(count)):
         generator = torch.Generator().manual_seed(seed)
@@ -111,7 +115,7 @@ def adapter_rows() -> Iterator[list[str]]:
                         abs(losses[1] - losses[0] - hadamard_gap(precision).item()),
                         mean_distance(problem, full.through(flow), problem.posterior()),
                         mean_distance(problem, diagonal.through(flow), problem.posterior()),
-                        mean_distance(problem, diagonal, full),
+                        mean_distance(problem, diagonal.through(flow), full.through(flow)),
                     )
                 )
         label = "L_df + L_obs + L_kl" if full_objective else "L_obs + L_kl"
@@ -137,11 +141,11 @@ def joint_training_rows() -> Iterator[list[str]]:
     """Trained rotations and joint models against the closed forms, maxima over noise, tau and starts."""
     for d, k in SHAPES:
         excess: dict[str, list[float]] = {"rotation": [], "off": [], "full": [], "diagonal": [], "flow": [], "rank": []}
-        for (problem, generator), tau in itertools.product(problems(1, [(d, k)]), TRAINED_TAUS):
+        for (problem, generator), tau in itertools.product(problems(1, [(d, k)]), JOINT_TAUS):
             fixed, joint = random_transport(problem, generator), joint_flow(problem, tau)
             best_fixed = objective(problem, fixed, optimal_adapter(problem, fixed, tau, False), tau).item()
             best_joint = objective(problem, joint, optimal_adapter(problem, joint, tau, False), tau).item()
-            for _ in range(STARTS):
+            for _ in range(STARTS[d]):
                 flow, q = train(problem, tau, random_transport(problem, generator), "rotation", True, generator)
                 precision = adapter_precision(problem, flow.weight, tau)
                 excess["rotation"].append(abs(objective(problem, flow, q, tau).item() - best_fixed))
@@ -164,7 +168,8 @@ def joint_rows() -> Iterator[list[str]]:
             flow, fixed = joint_flow(problem, tau), random_transport(problem, generator)
             q, fixed_q = (optimal_adapter(problem, f, tau, False) for f in (flow, fixed))
             samples = q.through(flow)
-            noisy = AffineGaussian(samples.gain, samples.offset, samples.covariance + tau**2 * torch.eye(len(problem.mean)))
+            noise = tau**2 * torch.eye(len(problem.mean), dtype=torch.float64)
+            noisy = AffineGaussian(samples.gain, samples.offset, samples.covariance + noise)
             columns[0].append((objective(problem, fixed, fixed_q, tau) - objective(problem, flow, q, tau)).item())
             columns[1].append(torch.linalg.matrix_rank(flow.weight).item() / len(problem.operator))
             columns[2].append(relative(flow.weight @ flow.weight.T, problem.covariance))
@@ -177,11 +182,11 @@ def joint_rows() -> Iterator[list[str]]:
 
 def stop_gradient_rows() -> Iterator[list[str]]:
     """Where alternating optima of flow map (L_df alone) and adapter (all terms) stop, from a transport."""
-    for tau in TAUS:
+    for tau in TAUS[1:]:
         columns: list[list[float]] = [[], [], [], [], []]
         for problem, generator in problems(1):
             flow = random_transport(problem, generator)
-            for _ in range(1000):
+            for _ in range(300):
                 previous = flow
                 flow = regressed_flow(problem, optimal_adapter(problem, flow, tau, False))
             samples = optimal_adapter(problem, flow, tau, False).through(flow)
@@ -234,28 +239,29 @@ def shared_rows() -> Iterator[list[str]]:
         yield [str(d), number(min(least)), summary(least), summary(typical)]
 
 
-def misfit_map_rows() -> Iterator[list[str]]:
-    """A fixed map that is no transport, K = 0.8 C^(1/2) Q: mean errors of both optimal adapters."""
+def no_transport_rows() -> Iterator[list[str]]:
+    """A fixed map that is no transport, K = 0.8 C^(1/2) Q: mean errors of both trained adapters."""
     for tau in (0.1, 1.0, math.inf):
-        full, between = [], []
-        for problem, generator in problems():
+        errors: dict[bool, list[float]] = {False: [], True: []}
+        between = []
+        for problem, generator in problems(1):
             flow = random_transport(problem, generator)
             flow = AffineFlow(0.8 * flow.weight, flow.bias)
-            pair = [optimal_adapter(problem, flow, tau, kind).through(flow) for kind in (False, True)]
-            full.append(mean_error(problem, pair[0]))
+            pair = [train(problem, tau, flow, "adapter", kind, generator)[1].through(flow) for kind in errors]
+            for kind, samples in zip(errors, pair, strict=True):
+                errors[kind].append(mean_error(problem, samples))
             between.append(mean_distance(problem, *pair))
-        yield [number(tau), summary(full), number(max(between))]
+        yield [number(tau), *map(summary, errors.values()), number(max(between))]
 
 
-def curved_means(
-    curvature: float, noise_std: float, generator: torch.Generator
-) -> tuple[Tensor, dict[bool, Tensor], float]:
+def curved_means(curvature: float, noise_std: float, seed: int) -> tuple[Tensor, dict[bool, Tensor], float]:
     """E[x|y], E_q[f(z)] of the best full (False) and diagonal (True) Gaussian q, and the posterior's spread, for one y.
 
-    f(z) = K (z_1, z_2 + curvature (z_1^2 - 1)), fixed, and x = f(z) for z ~ N(0, I), so that f is an exact transport; y is the sum
-    of the coordinates of x, with noise. The objective is L_obs + L_kl, its expectations by Gauss-Hermite quadrature (exact for
-    these polynomials); E[x|y] is summed over a grid of z.
+    f(z) = K (z_1, z_2 + curvature (z_1^2 - 1)), fixed, and x = f(z) for z ~ N(0, I), so that f is an exact transport; y is the
+    sum of the coordinates of x, with noise. The objective is L_obs + L_kl, its expectations by Gauss-Hermite quadrature (exact
+    for these polynomials); E[x|y] is summed over a grid of z.
     """
+    generator = torch.Generator().manual_seed(seed)
     weight = random_transport(LinearGaussian.random(2, 1, noise_std, generator), generator).weight
     nodes, weights = (torch.from_numpy(array) for array in np.polynomial.hermite_e.hermegauss(6))
     nodes, weights = torch.cartesian_prod(nodes, nodes), torch.outer(weights, weights).flatten() / weights.sum() ** 2
@@ -266,7 +272,7 @@ def curved_means(
     truth, noise = torch.randn(2, 2, generator=generator, dtype=torch.float64)
     y = mapped(truth).sum() + noise_std * noise[0]
 
-    axis = torch.linspace(-7, 7, 1401, dtype=torch.float64)
+    axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     x = mapped(grid)
     density = torch.softmax(-0.5 * grid.square().sum(1) - (x.sum(1) - y) ** 2 / (2 * noise_std**2), dim=0)
@@ -286,7 +292,7 @@ def curved_means(
             divergence = 0.5 * (centre.square().sum() + factor.square().sum() - 2 - torch.logdet(factor @ factor.T))
             return weights @ residual.square() / (2 * noise_std**2) + divergence
 
-        starts = torch.randn(4, 6, generator=generator, dtype=torch.float64) * 0.5
+        starts = torch.randn(3, 6, generator=generator, dtype=torch.float64) * 0.5
         starts[:, 2:] = torch.tensor([0.5, 0.05, 0.05, 0.5], dtype=torch.float64)
         centre, factor = gaussian(min((minimise(loss, start) for start in starts), key=lambda v: loss(v).item()), diagonal)
         best[diagonal] = weights @ mapped(centre + nodes @ factor.T)
@@ -296,27 +302,26 @@ def curved_means(
 def curved_rows() -> Iterator[list[str]]:
     for curvature in (0.0, 0.1, 0.3):
         between, full, diagonal = [], [], []
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(12):
-            mean, best, spread = curved_means(curvature, 0.3, generator)
+        for seed in range(CURVED):
+            mean, best, spread = curved_means(curvature, 0.3, seed)
             between.append((best[True] - best[False]).norm().item() / spread)
             full.append((best[False] - mean).norm().item() / spread)
             diagonal.append((best[True] - mean).norm().item() / spread)
-        yield [number(curvature), *map(summary, (between, full, diagonal))]
+        yield [number(curvature), *map(summary, (full, diagonal, between))]
 
 
 def sampled_rows() -> Iterator[list[str]]:
-    """Moments of drawn samples, whitened by the posterior: 1 everywhere for exact samples, but for the noise of sampling."""
+    """Moments of drawn samples, whitened by the posterior, and what the closed forms say they are."""
     generator = torch.Generator().manual_seed(0)
-    problem = LinearGaussian.random(4, 2, 0.1, generator)
-    transport, joint = random_transport(problem, generator), random_transport(problem, generator)
+    problem = LinearGaussian.random(4, 2, 0.5, generator)
+    transport, start = random_transport(problem, generator), random_transport(problem, generator)
     models = [
-        ("joint: K, b, q, full S, tau = 0.5", *train(problem, 0.5, joint, "joint", False, generator)),
-        ("joint: K, b, q, diagonal S, tau = 0.5", *train(problem, 0.5, joint, "joint", True, generator)),
-        ("joint: rotation and q, diagonal S, tau = 0.5", *train(problem, 0.5, transport, "rotation", True, generator)),
-        ("joint: rotation and q, diagonal S, tau = inf", *train(problem, math.inf, transport, "rotation", True, generator)),
-        ("frozen: full S, tau = inf", *train(problem, math.inf, transport, "adapter", False, generator)),
-        ("frozen: diagonal S, tau = inf", *train(problem, math.inf, transport, "adapter", True, generator)),
+        ("K, b and q; full S; tau = 0.5", *train(problem, 0.5, start, "joint", False, generator)),
+        ("K, b and q; diagonal S; tau = 0.5", *train(problem, 0.5, start, "joint", True, generator)),
+        ("rotation and q; diagonal S; tau = 0.5", *train(problem, 0.5, transport, "rotation", True, generator)),
+        ("rotation and q; diagonal S; tau = inf", *train(problem, math.inf, transport, "rotation", True, generator)),
+        ("q; full S; tau = inf", *train(problem, math.inf, transport, "adapter", False, generator)),
+        ("q; diagonal S; tau = inf", *train(problem, math.inf, transport, "adapter", True, generator)),
     ]
     index = torch.arange(OBSERVATIONS)
     (d, k), posterior = problem.operator.T.shape, problem.posterior()
@@ -324,44 +329,91 @@ def sampled_rows() -> Iterator[list[str]]:
     x = problem.mean + truth.normal((d,), 0).double() @ torch.linalg.cholesky(problem.covariance).T
     centred = (x - problem.mean) @ problem.operator.T + problem.noise_std * truth.normal((k,), 1).double()
     noise = PhiloxNoise(0, "theory/samples", *sample_rows(index, range(SAMPLES))).normal((d,), 0).double()
-    whiten = torch.linalg.inv(torch.linalg.cholesky(posterior.covariance)).T
+    noise = noise.view(OBSERVATIONS, SAMPLES, d)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(posterior.covariance))
     for name, flow, q in models:
-        z = (q.offset + centred @ q.gain.T)[:, None] + noise.view(OBSERVATIONS, SAMPLES, d) @ torch.linalg.cholesky(q.covariance).T
+        z = (q.offset + centred @ q.gain.T)[:, None] + noise @ torch.linalg.cholesky(q.covariance).T
         samples = z @ flow.weight.T + flow.bias
         mean = samples.mean(1)
-        error = (mean - posterior.offset - centred @ posterior.gain.T) @ whiten
-        spread = ((samples - mean[:, None]) @ whiten).flatten(0, 1)
-        eigenvalues = torch.linalg.eigvalsh(spread.T @ spread / (OBSERVATIONS * (SAMPLES - 1)))
-        rms = error.square().mean().sqrt().item() * math.sqrt(SAMPLES)
-        yield [name, f"{rms:.3f}", f"{eigenvalues[0]:.4f}", f"{eigenvalues[-1]:.4f}"]
+        error = (mean - posterior.offset - centred @ posterior.gain.T) @ whiten.T
+        deviation = ((samples - mean[:, None]) @ whiten.T).flatten(0, 1)
+        drawn = torch.linalg.eigvalsh(deviation.T @ deviation / (OBSERVATIONS * (SAMPLES - 1)))
+
+        expected = q.through(flow)
+        covariance = whiten @ expected.covariance @ whiten.T
+        bias = whiten @ (expected.gain - posterior.gain) @ torch.linalg.cholesky(problem.observation_covariance())
+        predicted = (bias.square().sum() + covariance.trace() / SAMPLES) / d
+        known = torch.linalg.eigvalsh(covariance)
+        means = [error.square().mean().sqrt(), predicted.sqrt()]
+        variances = [value.clamp_min(0) for value in (drawn[0], known[0], drawn[-1], known[-1])]
+        yield [name, *(f"{value:.4f}" for value in (*means, *variances))]
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[], Iterator[list[str]]]], ...] = (
+    (
+        "1. Trained adapters of a fixed transport: differences from the closed forms, maxima",
+        "d, objective, precision P, induced cov., diagonal S, loss gap, mean of full q, mean of diagonal q, between means",
+        adapter_rows,
+    ),
+    ("2a. Optimal adapter of a fixed transport", "tau, mean error, trace ratio, KL, W2, W2 of diagonal S", fixed_rows),
+    (
+        "2b. Joint training: differences from the closed forms, maxima",
+        "d, loss (rotation), off-diagonal P, loss (joint full), loss (joint diagonal), K K^T, k / rank of K",
+        joint_training_rows,
+    ),
+    (
+        "2c. Joint optimum",
+        "tau, loss below transport, rank / k, K K^T - C, mean error, trace ratio, W2, W2 with noise tau",
+        joint_rows,
+    ),
+    (
+        "2d. Joint training without the gradient of L_obs to the flow map",
+        "tau, last change, rank / k, mean error, trace ratio, W2",
+        stop_gradient_rows,
+    ),
+    ("3a. Hadamard gap over random rotations", "d, tau, min, 5 %, median, 95 %, max, at P's axes, KL - gap", rotation_rows),
+    ("3b. One map for two inverse problems: mean gap", "d, least, best rotation, random rotation", shared_rows),
+    (
+        "4a. Fixed map that is no transport: trained adapters",
+        "tau, mean error (full), mean error (diagonal), between means",
+        no_transport_rows,
+    ),
+    ("4b. Fixed curved map", "curvature, mean error (full), mean error (diagonal), between means", curved_rows),
+    (
+        "5. Moments of samples against E[x|y] and Cov[x|y]",
+        "trained, mean, predicted, least variance, predicted, largest variance, predicted",
+        sampled_rows,
+    ),
+)
+
+
+LEGEND = f"""\
+Random problems of seeds 0 to {PROBLEMS - 1} (seed 0 alone where something is trained, and in 2d); d, k = {SHAPES};
+sigma = {NOISE}. "a (b)" is the median a and the largest b. tau = inf is the objective L_obs + L_kl.
+
+* Mean error: RMS distance of the samples' mean from E[x|y], over the RMS distance of E[x|y] from m. In section 1, and between
+  means, RMS distances in units of x.
+* Trace ratio: trace of the samples' covariance given y, over that of the posterior's.
+* KL, W2: samples against the posterior, averaged over y; W2 in units of the posterior's spread: 1 is a point at E[x|y].
+* Losses and gaps in nats. Other differences relative, in the Frobenius norm.
+* 1: tau = {TRAINED_TAUS}. 2b: tau = {JOINT_TAUS}, starts by d: {STARTS}.
+* 2c: "loss below transport" is by how much the joint optimum is below that of K K^T = C; "W2 with noise tau" is of samples
+  with N(0, tau^2 I) added.
+* 2d: flow map and adapter set to their optimum in turn, 300 times, from a transport.
+* 3a: {ROTATIONS} rotations of each problem. "KL - gap": KL of the diagonal q's samples from the full q's, at tau = inf from
+  the true posterior, minus the gap.
+* 4b: d = 2, k = 1, sigma = 0.3, L_obs + L_kl, {CURVED} problems with one y each; means of f(z) in units of the posterior's
+  spread.
+* 5: d = 4, k = 2, sigma = 0.5, {OBSERVATIONS} y with {SAMPLES} samples each, whitened by the true posterior: RMS error of
+  the mean ({SAMPLES**-0.5:.4f} if exact) and extreme variances (1 if exact), beside what the closed forms predict.
+"""
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("### 1. Adapter on a fixed transport, K = C^(1/2) Q, b = m: trained against closed form\n")
-    header = ["d", "objective", "precision", "induced cov.", "diagonal S", "loss gap", "mean, full", "mean, diagonal", "between means"]
-    print(table(header, adapter_rows()))
-    print("### 2a. The same in closed form over tau (inf: L_obs + L_kl)\n")
-    print(table(["tau", "mean error", "trace ratio", "KL", "W2", "W2, diagonal S"], fixed_rows()))
-    print("### 2b. Joint training against its closed form\n")
-    header = ["d", "rotation: loss", "off-diagonal P", "joint, full: loss", "joint, diagonal: loss", "K K^T", "k / rank of K"]
-    print(table(header, joint_training_rows()))
-    print("### 2c. The joint optimum over tau\n")
-    header = ["tau", "loss below transport", "rank / k", "K K^T - C", "mean error", "trace ratio", "W2", "W2, noise tau added"]
-    print(table(header, joint_rows()))
-    print("### 2d. L_obs without gradient to the flow map: fixed point from a transport\n")
-    print(table(["tau", "last change", "rank / k", "mean error", "trace ratio", "W2"], stop_gradient_rows()))
-    print("### 3a. Hadamard gap in nats over random rotations\n")
-    header = ["d", "tau", "min", "5 %", "median", "95 %", "max", "at P's axes", "KL - gap"]
-    print(table(header, rotation_rows()))
-    print("### 3b. One map for two inverse problems: mean gap in nats\n")
-    print(table(["d", "smallest", "best rotation", "random rotation"], shared_rows()))
-    print("### 4a. Means for a fixed map that is no transport, K = 0.8 C^(1/2) Q\n")
-    print(table(["tau", "mean error", "between full and diagonal"], misfit_map_rows()))
-    print("### 4b. Means for a fixed curved map, in units of the posterior's spread\n")
-    print(table(["curvature", "between full and diagonal", "error, full", "error, diagonal"], curved_rows()))
-    print("### 5. Moments of samples\n")
-    print(table(["model", "mean", "smallest variance", "largest variance"], sampled_rows()))
+    print(LEGEND)
+    for title, header, rows in SECTIONS:
+        print(f"### {title}\n\n{table(header.split(', '), rows())}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 x ~ N(m, C) in R^d, y = A x + e in R^k, e ~ N(0, sigma^2 I); flow map f(z) = K z + b; adapter q(z|y) = N(mu(y), S) with mu
 affine in y and S constant. Means that are affine in y are kept as offset + gain (y - A m). All tensors are float64.
 
-Only the direct data-fit term 1/(2 tau^2) E |x - f(z)|^2 is treated (Variational Flow Maps, arXiv 2603.07276, eq. 10-19 and
-proposition 3.1), not the mean-flow loss that replaces it in practice. tau = inf drops it: L_obs + L_kl, the objective of
-`frozen_adapter`.
+Source: Variational Flow Maps (arXiv 2603.07276), eq. 10-19 and what proposition 3.1 says of a fixed K; the joint optimum is
+derived here. Only the direct data-fit term 1/(2 tau^2) E |x - f(z)|^2 is treated, not the mean-flow loss that replaces it in
+practice. tau = inf drops it: L_obs + L_kl, the objective of `frozen_adapter`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-# Far below rounding, so that BFGS goes on until no step improves the loss.
+# A gradient mostly out of rounding's reach, so that BFGS goes on until no step improves the loss.
 _STOP = {"gtol": 1e-10, "maxiter": 5000}
 
 
@@ -171,8 +171,8 @@ def transport_flow(problem: LinearGaussian, rotation: Tensor) -> AffineFlow:
 def regressed_flow(problem: LinearGaussian, adapter: AffineGaussian) -> AffineFlow:
     """The flow map that minimises L_df alone for this adapter: the regression of x on z.
 
-    A fixed point of (`regressed_flow`, `optimal_adapter`) is where training stops if L_obs has no gradient to the flow map, as
-    in eq. 15-16. Cov[x,z] = C A^T gain^T, so here too K has at most the rank of A.
+    A fixed point of (`regressed_flow`, `optimal_adapter`) is where training stops if L_obs has no gradient to the flow map,
+    which is the method's default. Cov[x,z] = C A^T gain^T, so here too K has at most the rank of A.
     """
     covariance = adapter.gain @ problem.observation_covariance() @ adapter.gain.T + adapter.covariance
     cross = problem.covariance @ problem.operator.T @ adapter.gain.T

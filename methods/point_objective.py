@@ -157,38 +157,3 @@ class PointVFMStage(PointAdapterStage):
             # The authors divide the batch's mean squared error, a mean over coordinates too, by each row's gap.
             errors = errors.mean() / x[0].numel() / (gap + 1e-6)
         return self._total({"flow": errors / (2 * options.tau**2), "observation": observed, "kl": divergence})
-
-
-class PointDirectVFMStage(PointAdapterStage):
-    """Joint training of an adapter and a one-step map f from nothing, with the data term itself, |x - f(z)|^2 / (2 tau^2).
-
-    Eq. 13 instead of the mean-flow bound on it, for maps that have no time, as the affine one of appendix A.2.
-    """
-
-    name = "vfm"
-    needs = ()
-
-    class Options(AdapterOptions):
-        tau: float = Field(0.1, gt=0, description="standard deviation that the data term allows")
-
-    options: Options
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.networks = {"flow": self._flow, "adapter": self._adapter}
-
-    @classmethod
-    def check(cls, suite: Suite, options: AdapterOptions) -> None:
-        super().check(suite, options)
-        if "flow" not in options.architecture:
-            raise ValueError("it must have an entry 'flow'")
-        flow_network(suite.latent_shape, options.architecture["flow"])
-
-    def _first_flow(self) -> nn.Module:
-        return flow_network(self.suite.latent_shape, self._architecture["flow"])
-
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, _ = self._batches.draw(self.options.batch_size, generator)
-        z, observed, divergence = self._adapter_terms(x, self._flow, step, generator)
-        errors = (x - self._one_step(self._flow, z)).square().flatten(1).sum(1)
-        return self._total({"data": errors / (2 * self.options.tau**2), "observation": observed, "kl": divergence})

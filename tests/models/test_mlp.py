@@ -35,17 +35,6 @@ def test_perceptron_answers_in_float32_under_autocast():
     assert output.dtype == torch.float32
 
 
-def test_affine_flow_is_one_step_of_its_map():
-    network = flow_network((3, 1, 1), {"kind": "affine"})
-    matrix, offset = torch.randn(3, 3), torch.randn(3)
-    with torch.no_grad():
-        network.map.weight.copy_(matrix)
-        network.map.bias.copy_(offset)
-    z = torch.randn(4, 3, 1, 1)
-    image = z - network(z, torch.ones(4), torch.zeros(4), torch.zeros(4, dtype=torch.int64))
-    torch.testing.assert_close(image.flatten(1), z.flatten(1) @ matrix.T + offset)
-
-
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [

@@ -1,4 +1,4 @@
-"""Networks for points: u(x, t, r) as a multilayer perceptron, and an affine map."""
+"""A flow network for points: u(x, t, r) as a multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -47,21 +47,3 @@ class PerceptronFlow(nn.Module):
     def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
         # Under autocast the last product is in half precision, in which x - u would lose the digits of x.
         return self.body(torch.cat([x.flatten(1), t[:, None], r[:, None]], 1)).float().unflatten(1, self._shape)
-
-
-class AffineOptions(Options):
-    kind: Literal["affine"]
-
-
-class AffineFlow(nn.Module):
-    """The one-step map f(z) = K z + b as an average velocity: u = z - f(z), whatever t and r. Starts at the identity."""
-
-    def __init__(self, shape: Shape, options: AffineOptions):
-        super().__init__()
-        self._shape = shape
-        self.map = nn.Linear(math.prod(shape), math.prod(shape))
-        nn.init.eye_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
-        return x - self.map(x.flatten(1)).unflatten(1, self._shape)

@@ -8,11 +8,9 @@ from typing import Any
 from torch import nn
 
 from vfmbench.config import validate
-from vfmbench.models.mlp import AffineFlow, AffineOptions, PerceptronFlow, PerceptronOptions
+from vfmbench.models.mlp import PerceptronFlow, PerceptronOptions
 from vfmbench.models.sit import SiT
 from vfmbench.registry import unknown_name
-
-_PREFIX = "architecture.flow."
 
 
 def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -> nn.Module:
@@ -26,7 +24,5 @@ def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -
     if kind == "sit":
         return SiT(**{key: value for key, value in architecture.items() if key != "kind"})
     if kind == "mlp":
-        return PerceptronFlow(shape, validate(PerceptronOptions, architecture, _PREFIX))
-    if kind == "affine":
-        return AffineFlow(shape, validate(AffineOptions, architecture, _PREFIX))
-    raise unknown_name("flow network", str(kind), ["sit", "mlp", "affine"])
+        return PerceptronFlow(shape, validate(PerceptronOptions, architecture, "architecture.flow."))
+    raise unknown_name("flow network", str(kind), ["sit", "mlp"])
