@@ -24,7 +24,7 @@ from torch import Tensor
 from vfmbench.baselines.guidance import Solver, SolverOptions, time_grid
 from vfmbench.baselines.particles import Annealing, Particles, choose, effective_size
 from vfmbench.baselines.pool_likelihood import pool_likelihood
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task, UserError
 from vfmbench.randomness import PhiloxNoise
 
 # Rows and numbers in one call of the network.
@@ -89,6 +89,15 @@ class SourceReweighting(Solver):
         largest = max(math.prod(suite.latent_shape), math.prod(suite.image_shape))
         self._rows_at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // largest))
         self._device = device
+        if options.map == "one_step":
+            try:
+                self._flow_map(
+                    torch.zeros(1, *suite.latent_shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+                )
+            except ValueError as error:
+                raise UserError(
+                    f"method.map: the suite {suite.name} has no flow map for one_step ({error}); use ode."
+                ) from error
         self._pool_source = torch.empty(0)
         self._pool_images: dict[int, Tensor] = {}
 

@@ -68,7 +68,7 @@ class PointAdapterStage(PointStage):
         z = mean + (0.5 * logvar).exp() * self._normal(x, generator)
         residual = measurement.residual(self._one_step(target, z)) / measurement.noise_std
         divergence = 0.5 * (mean.square() + logvar.exp() - logvar - 1).flatten(1).sum(1)
-        return z, 0.5 * residual.square().flatten(1).sum(1), divergence if self.options.kl else 0 * divergence
+        return z, 0.5 * residual.square().flatten(1).sum(1), divergence if self.options.kl else torch.zeros_like(divergence)
 
     def _total(self, terms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         total = torch.stack([term.mean() for term in terms.values()]).sum()

@@ -202,6 +202,7 @@ class Samples:
         latents: what they were decoded from.
         source: the noise at t = 1 that a deterministic map took to each of them; stored for points only.
         effective_samples: number of independent draws that the S samples of each measurement are worth, [B]; None: all S.
+            Several calls for one image are taken to draw from one source: 1 / effective = 1 / S + 1 / (worth of the source).
     """
 
     images: Tensor

@@ -46,7 +46,9 @@ class GaussianPrior(GaussianComponents):
             )
         self.mean, self.covariance = mean, covariance
         self._variances, self._basis = variances, basis
-        super().__init__(mean.new_ones(1), mean[None], basis * variances.sqrt(), (basis / variances.sqrt()).mT)
+        # Symmetric roots, because an eigenvector's sign is the library's choice and must not change what is drawn.
+        root, inverse_root = (basis * scale @ basis.mT for scale in (variances.sqrt(), variances.rsqrt()))
+        super().__init__(mean.new_ones(1), mean[None], root, inverse_root)
 
     def velocity(self) -> GaussianVelocity:
         """The exact average velocity of the flow that takes N(0, I) to this prior."""

@@ -131,6 +131,8 @@ class DefinedSuite:
         classes, defaults = self._known_tasks()
         if name not in classes:
             raise unknown_name("task", name, classes)
+        if self.modality == "points" and issubclass(classes[name], InverseProblem):
+            raise UserError(f"The task {name} is for images; the suite {self.name} has points: {', '.join(self.task_names)}.")
         values = {**defaults.get(name, {}), **options}
         task = classes[name](self.image_shape, validate(classes[name].Options, values, "task."), name)
         # What adapters are conditioned on: two tasks of one operator at different settings are two problems.

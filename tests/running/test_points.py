@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vfmbench import RunConfig, run
-from vfmbench.interfaces import UserError
+from vfmbench.interfaces import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.running.scoring import score_run
 
@@ -64,6 +64,44 @@ def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
     records = store.read_table("records.parquet")
     assert records["effective_samples"].between(1, 8).all()
     assert values(store)["effective_samples"] == pytest.approx(records["effective_samples"].mean())
+
+
+def test_worth_of_samples_does_not_depend_on_the_batch(tmp_path):
+    changes = {"options": {"method": {"pool": 4096, "ode_steps": 4}}, "num_images": 1, "samples": 400}
+    whole, split = (stored(tmp_path / str(size), "source_reweighting", batch_size=size, **changes) for size in (400, 100))
+    values_of = [float(store.read_table("records.parquet")["effective_samples"].iloc[0]) for store in (whole, split)]
+    assert values_of[0] == pytest.approx(values_of[1], rel=1e-3)
+
+
+def test_prior_draws_that_are_not_numbers_are_refused(tmp_path, monkeypatch):
+    from vfmbench.baselines.source_reweighting import SourceReweighting
+
+    monkeypatch.setattr(SourceReweighting, "sample_prior", lambda self, noise: noise.normal((2, 1, 1), 0) * torch.nan)
+    store = stored(tmp_path, "source_reweighting", options={"method": {"pool": 4096, "ode_steps": 4}}, metrics=["mmd_prior"])
+    row = next(row for row in store.metrics() if row["name"] == "mmd_prior")
+    assert row["value"] is None
+    assert "not finite" in row["reason"]
+
+
+def test_without_a_known_posterior_the_other_metrics_remain(tmp_path):
+    found = values(stored(tmp_path, "pinv", suite="checkerboard", task="linear_observation"))
+    assert found["crps@point"] is not None
+    assert found["mmd_posterior"] is None
+
+
+def test_image_tasks_do_not_apply_to_points(tmp_path):
+    with pytest.raises(UserError, match="denoise is for images; the suite mixture has points"):
+        stored(tmp_path, task="denoise")
+
+
+def test_one_step_needs_a_flow_map(tmp_path):
+    with pytest.raises(UserError, match=r"method\.map: the suite mixture has no flow map for one_step"):
+        stored(tmp_path, "source_reweighting", options={"method": {"map": "one_step"}})
+
+
+def test_values_tuned_in_the_plane_are_refused_elsewhere(tmp_path):
+    with pytest.raises(MissingError, match="tuned for other data"):
+        stored(tmp_path, "latent_dps", preset="tuned", options={"data": {"dimension": 8}})
 
 
 def test_scores_of_stored_points_are_those_of_the_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
-from vfmbench.interfaces import Dataset, Measurement, MissingError, Status, Suite, Task
+from vfmbench.interfaces import Dataset, Measurement, MissingError, Status, Suite, Task, UserError
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.images import to_float
 from vfmbench.randomness import split_seed
@@ -88,7 +89,9 @@ def stored_evaluation(
     truth, label = dataset.load(kept)
     exact = None
     if suite.posterior_known and task is not None:
-        exact = suite.posterior(measured(task, dataset, identity, kept, torch.device("cpu"))[1])
+        # Of another task than the suite's own the posterior may not be known, which is no reason to lose the other metrics.
+        with suppress(UserError):
+            exact = suite.posterior(measured(task, dataset, identity, kept, torch.device("cpu"))[1])
     evaluation = EvaluationSet(
         truth=truth,
         samples=parts["images"],

@@ -389,7 +389,6 @@ def _shard(
     likelihood = fresh.repeat(samples).log_likelihood(seen).unflatten(0, (-1, samples))
     points = plan.suite.modality == "points"
     sources = [part.source for part in parts if part.source is not None]
-    effective = [part.effective_samples for part in parts if part.effective_samples is not None]
     return Shard(
         images=stored.cpu(),
         index=measurement.index.cpu(),
@@ -399,9 +398,18 @@ def _shard(
         measurement_hash=measurement_hashes(measurement.y),
         cost=cost,
         prior=_prior(plan, sampler, measurement, samples) if points else None,
-        source=torch.cat(sources, 1).cpu() if points and sources else None,
-        effective_samples=torch.stack(effective).sum(0).float().cpu() if effective else None,
+        source=torch.cat(sources, 1).cpu() if points and len(sources) == len(parts) else None,
+        effective_samples=_effective(parts, samples),
     )
+
+
+def _effective(parts: list[Samples], samples: int) -> Tensor | None:
+    """Effective number of all samples together, float32 [B], where the parts share what they were drawn from."""
+    known = [(part.effective_samples, part.images.shape[1]) for part in parts if part.effective_samples is not None]
+    if len(known) < len(parts):
+        return None
+    shared = torch.stack([1 / effective.double() - 1 / count for effective, count in known]).mean(0)
+    return (1 / (1 / samples + shared)).float().cpu()
 
 
 def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int) -> Tensor | None:
@@ -411,4 +419,5 @@ def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int)
         return None
     rows = sample_rows(measurement.index, range(samples))
     draws = draw(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
-    return to_stored(torch.nan_to_num(draws), plan.suite.modality).unflatten(0, (-1, samples)).cpu()
+    # Kept as they are: the metrics of a prior refuse draws that are not finite.
+    return to_stored(draws, plan.suite.modality).unflatten(0, (-1, samples)).cpu()

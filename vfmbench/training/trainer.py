@@ -182,7 +182,10 @@ class Trainer:
             return
         state: dict[str, Any] = torch.load(path, map_location=self._stage.device, weights_only=True)
         wanted = self._identity
-        changed = sorted(key for key in wanted if state["options"].get(key) != wanted[key])
+        # An option that the checkpoint does not know yet had its default.
+        defaults = {key: field.default for key, field in type(self._options).model_fields.items()}
+        found = {**defaults, **state["options"]}
+        changed = sorted(key for key in wanted if found.get(key) != wanted[key])
         if changed:
             raise UserError(
                 f"{path} was trained with another {', '.join(changed)}; use --fresh to start over, or another --out."
