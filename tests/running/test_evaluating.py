@@ -1,5 +1,6 @@
 """From stored shards to evaluation sets, and what records say about cost."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,7 +12,7 @@ from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
 from vfmbench.running.store import Shard
 
-SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=())
+SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), posterior_known=False)
 
 
 class Dataset:
@@ -34,7 +35,7 @@ def evaluated(shards, broken=()):
     store = SimpleNamespace(shards=lambda: list(shards))
     status = {k: Status.DIVERGED if k in broken else Status.DONE for part in shards for k in part.index.tolist()}
     records = pd.DataFrame({"index": list(status), "status": list(status.values())})
-    return stored_evaluation(store, SUITE, Dataset(), 9, records, {})
+    return stored_evaluation(store, SUITE, None, Dataset(), SimpleNamespace(num_images=9), records, {})
 
 
 def test_shards_come_in_any_order_and_diverged_images_are_left_out():
@@ -59,6 +60,7 @@ def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
     rows = [
         {**dict(zip(kinds, counts, strict=True)), "encoder_forwards": 0, "encoder_vjps": 0, "nfe": 100}
         | {"seconds": 1.0 + number, "network_seconds": 0.5, "first_batch": 0}
+        | {"index": number, "sample": 0, "effective_samples": 1.0}
         for number, counts in enumerate(batches)
     ]
     values = {value.name: value for value in cost_metrics(pd.DataFrame(rows))}
@@ -73,3 +75,12 @@ def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
         "seconds_per_sample": 1.5,
     }
     assert values["decoder_vjps"].n == 2
+
+
+def test_worth_of_samples_is_a_metric_where_a_method_estimates_it():
+    shards = [shard(0, 1), replace(shard(2), effective_samples=torch.tensor([0.5]))]
+    counts = {f"{network}_{kind}": 0 for network in ("network", "decoder", "encoder") for kind in ("forwards", "vjps")}
+    cost = {**counts, "adapter_forwards": 0, "seconds": 1.0, "network_seconds": 0.5, "first_batch": 0.0}
+    records = pd.concat([replace(part, cost=cost).records(seed=0) for part in shards])
+    assert records["effective_samples"].tolist() == [2, 2, 2, 2, 0.5, 0.5]
+    assert {value.name: value.value for value in cost_metrics(records)}["effective_samples"] == pytest.approx(1.5)
