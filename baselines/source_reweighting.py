@@ -98,6 +98,7 @@ class SourceReweighting(Solver):
                 raise UserError(
                     f"method.map: the suite {suite.name} has no flow map for one_step ({error}); use ode."
                 ) from error
+            self.meter.reset()
         self._pool_source = torch.empty(0)
         self._pool_images: dict[int, Tensor] = {}
 
