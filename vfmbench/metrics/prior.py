@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from vfmbench.interfaces import MetricValue, UserError
@@ -81,7 +81,7 @@ def series_terms(mean: float) -> int:
 
     The terms from k = K on are together at most the probability that a Poisson number of this mean is K or more.
     """
-    return int(stats.poisson.isf(_TRUNCATION, mean)) + 1
+    return int(scipy.stats.poisson.isf(_TRUNCATION, mean)) + 1
 
 
 def feature_sum(points: Tensor, terms: list[int]) -> Tensor:

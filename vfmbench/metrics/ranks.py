@@ -11,8 +11,8 @@ interval works on one row [S+1] for each image.
 from __future__ import annotations
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 _SEED = 0
@@ -93,7 +93,7 @@ def uniformity_p_value(shares: Tensor) -> float | None:
     # T^2 / (n - 1 + T^2) is how much of a constant the scores explain; this form also holds for a singular covariance.
     solution, _, rank, _ = np.linalg.lstsq(scores, np.ones(n), rcond=1e-10)
     explained = min(1.0, float((scores @ solution).mean()))
-    return float(stats.beta.sf(explained, rank / 2, (n - rank) / 2))
+    return float(scipy.stats.beta.sf(explained, rank / 2, (n - rank) / 2))
 
 
 def kolmogorov_test(shares: Tensor) -> tuple[float, float]:

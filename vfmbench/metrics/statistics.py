@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from vfmbench.interfaces import UserError
@@ -37,7 +37,7 @@ def mean_interval(values: Tensor) -> Interval:
     # BCa divides by the spread of the data, and would return NaN where only rounding makes the values differ.
     if _constant(data):
         return float(data.mean()), float(data.mean())
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (data,),
         np.mean,
         n_resamples=_MEAN_RESAMPLES,
@@ -62,7 +62,7 @@ def share_interval(values: Tensor) -> Interval:
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """95 % score interval of a share of n trials (Wilson 1927, "Probable inference, the law of succession, ...")."""
-    interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -160,7 +160,7 @@ def paired_set_difference(
     p_value = _student_p_value(difference, deviation, n)
     if target is not None:
         p_value = max(p_value, _student_p_value(a + b, _deviation(replicates_a + replicates_b, n), n))
-    margin = float(stats.t.ppf(0.975, n - 1)) * deviation
+    margin = float(scipy.stats.t.ppf(0.975, n - 1)) * deviation
     return PairedDifference(difference, difference - margin, difference + margin, p_value if n >= FEWEST_IMAGES else None, n)
 
 
@@ -213,7 +213,7 @@ def _deviation(replicates: Tensor, n: int) -> float:
 
 def _student_p_value(value: float, deviation: float, n: int) -> float:
     """Two-sided; 0 for a value without deviation."""
-    return float(2 * stats.t.sf(abs(value) / deviation, n - 1)) if deviation > 0 else 0.0
+    return float(2 * scipy.stats.t.sf(abs(value) / deviation, n - 1)) if deviation > 0 else 0.0
 
 
 def _constant(data: np.ndarray) -> bool:
