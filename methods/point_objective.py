@@ -75,6 +75,12 @@ class PointAdapterStage(PointStage):
         scaled = adaptive_scale(total, self.options.adaptive_power, self.options.adaptive_constant)
         return scaled, {key: value.detach().mean() for key, value in terms.items()}
 
+    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The observation and KL terms alone; a stage with a data term has a loss of its own."""
+        x, _ = self._batches.draw(self.options.batch_size, generator)
+        _, observed, divergence = self._adapter_terms(x, self._flow, step, generator)
+        return self._total({"observation": observed, "kl": divergence})
+
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """One-step prior and posterior samples against the exact ones."""
@@ -101,11 +107,6 @@ class PointFrozenStage(PointAdapterStage):
     def _first_flow(self) -> nn.Module:
         return self.suite.flow(self.device).network
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, _ = self._batches.draw(self.options.batch_size, generator)
-        _, observed, divergence = self._adapter_terms(x, self._flow, step, generator)
-        return self._total({"observation": observed, "kl": divergence})
-
 
 class PointUnconstrainedStage(PointAdapterStage):
     """Flow map and adapter on observation and KL terms alone: nothing holds the map to the data."""
@@ -115,11 +116,6 @@ class PointUnconstrainedStage(PointAdapterStage):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.networks = {"flow": self._flow, "adapter": self._adapter}
-
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, _ = self._batches.draw(self.options.batch_size, generator)
-        _, observed, divergence = self._adapter_terms(x, self._flow, step, generator)
-        return self._total({"observation": observed, "kl": divergence})
 
 
 class PointVFMStage(PointAdapterStage):
