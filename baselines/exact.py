@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task
+from vfmbench.base import Options
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.models.metering import Meter
 
 

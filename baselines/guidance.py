@@ -18,8 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.base import Options
 from vfmbench.config import ClassLabel, tuned_values
-from vfmbench.interfaces import Measurement, NoiseSource, Options, Samples, Suite, Task
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.base import UserError
 from vfmbench.baselines.guidance import (
     Draw,
     GuidanceOptions,
@@ -23,7 +24,7 @@ from vfmbench.baselines.guidance import (
     smooth_norms,
     unit,
 )
-from vfmbench.interfaces import Measurement, Suite, UserError
+from vfmbench.interfaces import Measurement, Suite
 
 
 class PSLD(GuidanceSampler):

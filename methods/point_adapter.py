@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vfmbench.base import Options
 from vfmbench.config import validate
-from vfmbench.interfaces import Options
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.mlp import Shape, perceptron
 from vfmbench.registry import unknown_name

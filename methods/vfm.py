@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.base import MissingError, UserError
+from vfmbench.base import Options as BaseOptions
 from vfmbench.config import ClassLabel
-from vfmbench.interfaces import Measurement, MissingError, NoiseSource, Samples, Suite, Task, UserError
-from vfmbench.interfaces import Options as BaseOptions
+from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter

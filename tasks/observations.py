@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench import interfaces
-from vfmbench.interfaces import Measurement, UserError
+from vfmbench.base import Options, UserError
+from vfmbench.interfaces import Measurement
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.noise import add_gaussian
 from vfmbench.tasks.operators.matrix import MatrixOperator, orthonormal_rows
@@ -17,7 +17,7 @@ from vfmbench.tasks.operators.matrix import MatrixOperator, orthonormal_rows
 PointShape = tuple[int, int, int]
 
 
-class ObservationOptions(interfaces.Options):
+class ObservationOptions(Options):
     """noise_std: standard deviation of the noise in y, in the points' own units; positive, or there is no posterior density."""
 
     noise_std: float = Field(default=0.1, gt=0, allow_inf_nan=False)

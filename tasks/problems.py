@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench import interfaces
-from vfmbench.interfaces import Measurement, NoiseSource, UserError
+from vfmbench.base import Options, UserError
+from vfmbench.interfaces import Measurement, NoiseSource
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks import operators
 from vfmbench.tasks.kernels import motion_kernels
@@ -26,7 +26,7 @@ ImageShape = tuple[int, int, int]
 _LARGEST_VALUE = 1.001
 
 
-class ProblemOptions(interfaces.Options):
+class ProblemOptions(Options):
     """Options of every task.
 
     Attributes:

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.registry import unknown_name
 from vfmbench.tasks.problems import ImageShape, InverseProblem
 

@@ -8,10 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("vfmbench.methods", "vfmbench.baselines", "vfmbench.tasks")
 
+ROOMS = tuple(f"vfmbench.{room}" for room in ("cli", "launching", "metrics", "models", "reporting", "running", "training"))
+
 # Package -> what it must not import. The harness knows no particular method, baseline, operator or data set.
 FORBIDDEN = {
     "vfmbench": OUTSIDE,
-    "vfmbench/interfaces.py": ("vfmbench.",),
+    "vfmbench/base.py": ("vfmbench.", "torch"),
+    "vfmbench/interfaces.py": (*ROOMS, "vfmbench.config", "vfmbench.registry"),
     "vfmbench/randomness.py": ("vfmbench.",),
     "vfmbench/models": ("vfmbench.running", "vfmbench.metrics", "vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
     "vfmbench/metrics": ("vfmbench.running", "vfmbench.training", "vfmbench.reporting", "vfmbench.models", "vfmbench.cli"),

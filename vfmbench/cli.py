@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.interfaces import MissingError, UserError
+from vfmbench.base import MissingError, UserError
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 
@@ -275,7 +275,7 @@ def _configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> l
 
 
 def _run(options: argparse.Namespace) -> int:
-    from vfmbench.interfaces import Status
+    from vfmbench.base import Status
     from vfmbench.reporting import console, grid, tables
     from vfmbench.running.runner import execute, plan
 
@@ -298,7 +298,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from vfmbench.interfaces import Status
+    from vfmbench.base import Status
     from vfmbench.registry import samplers, suites
     from vfmbench.reporting import console, grid, rendering, tables
     from vfmbench.reporting.comparison import compare
@@ -335,7 +335,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _entry(method: str, result: Any) -> Any:
     """The column of a comparison for one run."""
-    from vfmbench.interfaces import Status
+    from vfmbench.base import Status
     from vfmbench.reporting.comparison import Entry
     from vfmbench.reporting.stored import StoredRun
 
@@ -357,7 +357,7 @@ def _checked_cell(config: Any) -> Any:
 
 def _run_cell(method: str, task: str, cell: Any) -> Any:
     """The cell's results; a failure becomes a status with its reason."""
-    from vfmbench.interfaces import Status
+    from vfmbench.base import Status
     from vfmbench.reporting import console, grid
     from vfmbench.running.runner import Run, execute
 

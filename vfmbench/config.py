@@ -7,13 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from vfmbench.interfaces import MissingError, Options, Suite, Task, UserError
+from vfmbench.base import MissingError, Options, UserError
 from vfmbench.registry import unknown_name
+
+if TYPE_CHECKING:
+    from vfmbench.interfaces import Suite, Task
 
 OptionsType = TypeVar("OptionsType", bound=BaseModel)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 
 
 class BusyError(UserError):

@@ -15,42 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
-
-class Status(StrEnum):
-    """State of a run or of one image. A closed set: tables show it, and means count only what is `done`."""
-
-    DONE = "done"
-    FAILED = "failed"
-    DIVERGED = "diverged"
-    SKIPPED = "skipped"
-    INTERRUPTED = "interrupted"
-    MISSING = "missing"
-
-
-class UserError(Exception):
-    """Something the user can put right: unknown name, bad value, bad file. Shown as one sentence; exit code 2."""
-
-    exit_code = 2
-
-
-class MissingError(UserError):
-    """Something needed is not there (weights, data, Slurm); the message says how to get it. Exit code 3."""
-
-    exit_code = 3
-
-
-class Options(BaseModel):
-    """Base of every options block that `--set` can reach: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from vfmbench.base import Options
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 
 
 def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
@@ -31,6 +31,7 @@ class Registry:
     def __init__(self, kind: str, group: str):
         self.kind, self.group = kind, group
         self._registered: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -49,13 +50,16 @@ class Registry:
         """The target of `name`. Raises UserError with the nearest names, or with the import error of a broken plugin."""
         if name in self._registered:
             return self._registered[name]
+        if name in self._loaded:
+            return self._loaded[name]
         if name not in self._entry_points:
             raise unknown_name(self.kind, name, self.names())
         point = self._entry_points[name]
         try:
-            return point.load()
+            target = self._loaded[name] = point.load()
         except Exception as error:
             raise UserError(f"The {self.kind} {name!r} ({point.value}) failed to import: {error}") from error
+        return target
 
     def load_all(self) -> dict[str, Any]:
         """Every target that imports; the others are warned about."""

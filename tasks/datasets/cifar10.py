@@ -14,7 +14,8 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from vfmbench.interfaces import Dataset, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import Dataset
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.datasets.decoding import decode
 from vfmbench.tasks.datasets.files import PathOptions, folders_in, ordered_images, seeded_order

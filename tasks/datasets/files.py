@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from vfmbench.interfaces import MissingError, Options, UserError
+from vfmbench.base import MissingError, Options, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -7,7 +7,8 @@ from typing import Self
 
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import Measurement
 from vfmbench.tasks.operators.matrix import MatrixOperator
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 
 ImageShape = tuple[int, int, int]
 

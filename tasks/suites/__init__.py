@@ -13,18 +13,9 @@ import torch
 import yaml
 from pydantic import Field
 
+from vfmbench.base import MissingError, Options, UserError
 from vfmbench.config import dump, validate
-from vfmbench.interfaces import (
-    Dataset,
-    ExactPosterior,
-    FeatureSpace,
-    Measurement,
-    MissingError,
-    Options,
-    PerceptualDistance,
-    Task,
-    UserError,
-)
+from vfmbench.interfaces import Dataset, ExactPosterior, FeatureSpace, Measurement, PerceptualDistance, Task
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.external import FILES, ExternalPaths
 from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, external_space

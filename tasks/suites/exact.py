@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vfmbench.base import Options
 from vfmbench.config import validate
-from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, NoiseSource, Options
+from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, NoiseSource
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.weights import WeightStore

@@ -176,7 +176,8 @@ def test_missing_feature_weights_cost_only_their_metrics(capsys, tmp_path, out):
 
 PLUGIN = """
 from vfmbench import registry
-from vfmbench.interfaces import Options, Samples
+from vfmbench.base import Options
+from vfmbench.interfaces import Samples
 from vfmbench.models.metering import Meter
 
 

@@ -32,7 +32,8 @@ PLUGIN = """
 import os, time
 from pathlib import Path
 from pydantic import Field
-from vfmbench.interfaces import Options as Base, Samples
+from vfmbench.base import Options as Base
+from vfmbench.interfaces import Samples
 from vfmbench.models.metering import Meter
 from vfmbench.registry import samplers
 

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
+from vfmbench.base import MissingError
 from vfmbench.cli import main
 from vfmbench.files import BusyError, locked_directory
-from vfmbench.interfaces import MissingError
 from vfmbench.launching import executors, launch, status
 from vfmbench.launching.executors import JobCall
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vfmbench.base import Status
 from vfmbench.config import RunConfig
 from vfmbench.files import BusyError
-from vfmbench.interfaces import Status
 from vfmbench.running import sharding
 from vfmbench.running.runner import execute, plan
 from vfmbench.running.sharding import Part, execute_part, merge, positions

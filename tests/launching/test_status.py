@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.launching import cluster, execution, status
 from vfmbench.launching.cluster import SlurmState
 from vfmbench.launching.execution import JobState, perform

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.methods.point_objective import PointFrozenStage, PointUnconstrainedStage, PointVFMStage
 from vfmbench.models.networks import flow_network

@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.calibration import calibration, spread_skill, tarp
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.frechet import fid

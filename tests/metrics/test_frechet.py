@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.metrics.distribution import linearised_replicates
 from vfmbench.metrics.frechet import extrapolated_frechet_distance, fid, fid_infinity, frechet_distance
 from vfmbench.metrics.statistics import normal_interval, resampling_counts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.metrics.distribution import linearised_replicates
 from vfmbench.metrics.frechet import frechet_distance
 from vfmbench.metrics.kernels import cubic_kernel, squared_mmd

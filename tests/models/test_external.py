@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vfmbench.base import MissingError, UserError
 from vfmbench.config import validate
-from vfmbench.interfaces import MissingError, UserError
 from vfmbench.models import external
 from vfmbench.models.dino import DinoFeatures
 from vfmbench.models.external import FILES, ExternalPaths, load_external

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.models.external import ExternalPaths, load_external
 from vfmbench.models.feature_cache import CachedFeatures
 from vfmbench.models.features import external_space

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from vfmbench.base import Status
 from vfmbench.config import RunIdentity
-from vfmbench.interfaces import MetricValue, Status
+from vfmbench.interfaces import MetricValue
 from vfmbench.reporting.stored import StoredRun
 from vfmbench.running.store import RunStore
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from vfmbench.interfaces import MetricValue, Status, UserError
+from vfmbench.base import Status, UserError
+from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 from vfmbench.metrics.values import mean_value
 from vfmbench.reporting.comparison import Entry, compare, tables_of

@@ -8,8 +8,8 @@ import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_hex
 
+from vfmbench.base import Status, UserError
 from vfmbench.config import RunIdentity, dump
-from vfmbench.interfaces import Status, UserError
 from vfmbench.models.weights import WeightStore
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites

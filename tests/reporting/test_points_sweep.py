@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
+from vfmbench.base import UserError
 from vfmbench.cli import main
-from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.interfaces import MetricValue
 from vfmbench.reporting.sweep_figure import sweep_figure
 
 TAUS = (0.1, 1.0, 10.0)

@@ -5,7 +5,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from vfmbench.interfaces import MetricValue, Status
+from vfmbench.base import Status
+from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.values import mean_value
 from vfmbench.reporting.columns import Column
 from vfmbench.reporting.comparison import Entry, compare

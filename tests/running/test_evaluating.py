@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vfmbench.interfaces import Status
+from vfmbench.base import Status
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
 from vfmbench.running.store import Shard

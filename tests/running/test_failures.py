@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vfmbench import RunConfig
-from vfmbench.interfaces import Options, Samples, Status
+from vfmbench.base import Options, Status
+from vfmbench.interfaces import Samples
 from vfmbench.models.metering import Meter
 from vfmbench.registry import samplers
 from vfmbench.running.runner import run

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vfmbench import RunConfig, run
-from vfmbench.interfaces import MissingError, UserError
+from vfmbench.base import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.running.scoring import score_run
 

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from vfmbench import RunConfig
-from vfmbench.interfaces import MissingError, Samples, Status, UserError
+from vfmbench.base import MissingError, Status, UserError
+from vfmbench.interfaces import Samples
 from vfmbench.registry import samplers
 from vfmbench.running.runner import _stale_metrics, execute, plan, run
 

@@ -8,7 +8,8 @@ import scipy.stats
 import torch
 from pydantic import ValidationError
 
-from vfmbench.interfaces import Task, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import Task
 from vfmbench.tasks.observations import FirstCoordinate, LinearObservation, Observation
 from vfmbench.tasks.operators import MatrixOperator
 from vfmbench.tasks.operators.matrix import orthonormal_rows

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vfmbench.interfaces import Task, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import Task
 from vfmbench.tasks.noise import NOISE_FLOOR
 from vfmbench.tasks.problems import (
     Denoise,

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from vfmbench import RunConfig
+from vfmbench.base import MissingError, UserError
 from vfmbench.cli import main
-from vfmbench.interfaces import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.running.runner import plan, run
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
-from vfmbench.interfaces import Options, UserError
+from vfmbench.base import Options, UserError
 from vfmbench.registry import unknown_name
 
 Location = tuple[str | int, ...]

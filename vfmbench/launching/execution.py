@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from vfmbench.base import MissingError, Status
 from vfmbench.files import replace_file
-from vfmbench.interfaces import MissingError, Status, Suite
+from vfmbench.interfaces import Suite
 from vfmbench.launching.jobs import Job, Training
 from vfmbench.registry import stages
 from vfmbench.running.runner import Progress, choose_device, execute, plan

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vfmbench.base import MissingError, Status, UserError
 from vfmbench.config import RUN_SECTIONS, RunConfig, dump, validate
-from vfmbench.interfaces import MissingError, Status, Suite, UserError
+from vfmbench.interfaces import Suite
 from vfmbench.launching.definitions import SweepFile, TrainGrid
 from vfmbench.launching.jobs import Job, PlannedRun, SuiteCache, Training, digest
 from vfmbench.launching.resources import JobResources, read_profile, resources_of

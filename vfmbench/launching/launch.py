@@ -9,8 +9,8 @@ from statistics import median
 
 from rich.console import Console
 
+from vfmbench.base import Status
 from vfmbench.files import locked_directory
-from vfmbench.interfaces import Status
 from vfmbench.launching import cluster
 from vfmbench.launching.execution import ProgressBar
 from vfmbench.launching.executors import run_here, run_locally, submit

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vfmbench.base import UserError
 from vfmbench.files import replace_file
-from vfmbench.interfaces import UserError
 from vfmbench.launching.definitions import read_sweep
 
 if TYPE_CHECKING:  # reading needs no more than files; the import would take longer than the reading

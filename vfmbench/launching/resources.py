@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
+from vfmbench.base import Options, UserError
 from vfmbench.config import validate
-from vfmbench.interfaces import Options, UserError
 from vfmbench.registry import unknown_name
 
 

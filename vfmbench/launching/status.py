@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vfmbench.base import Status, UserError
 from vfmbench.files import is_held, replace_file
-from vfmbench.interfaces import Status, UserError
 from vfmbench.launching import cluster
 from vfmbench.launching.record import FIRST_COLUMNS, SweepRecord
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import FeatureSpace, MetricValue, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import FeatureSpace, MetricValue
 from vfmbench.metrics.evaluation import PIXELS, EvaluationSet
 from vfmbench.metrics.ranks import (
     calibration_error,

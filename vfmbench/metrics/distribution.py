@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.statistics import normal_interval, resampling_counts
 

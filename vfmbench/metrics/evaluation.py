@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vfmbench.interfaces import ExactPosterior, FeatureSpace, MissingError, PerceptualDistance, UserError
+from vfmbench.base import MissingError, UserError
+from vfmbench.interfaces import ExactPosterior, FeatureSpace, PerceptualDistance
 from vfmbench.randomness import PhiloxNoise, sample_rows
 
 _FEATURE_BATCH = 1024

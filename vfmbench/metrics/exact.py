@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import ExactPosterior, MetricValue, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import ExactPosterior, MetricValue
 from vfmbench.metrics.calibration import random_directions
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each

@@ -6,7 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
-from vfmbench.interfaces import MetricValue, MissingError, PerceptualDistance
+from vfmbench.base import MissingError
+from vfmbench.interfaces import MetricValue, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.values import attempt, mean_value
 

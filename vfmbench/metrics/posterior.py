@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import FeatureSpace, MetricValue, MissingError, UserError
+from vfmbench.base import MissingError, UserError
+from vfmbench.interfaces import FeatureSpace, MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.statistics import share_interval
 from vfmbench.metrics.values import attempt, in_each_space, mean_value

@@ -6,7 +6,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import MetricValue, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.exact import mean_mode_shares
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each, thinned

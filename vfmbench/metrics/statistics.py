@@ -13,7 +13,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 
 Interval = tuple[float | None, float | None]
 

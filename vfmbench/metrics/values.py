@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.statistics import Interval, mean_interval
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vfmbench.interfaces import MissingError, Options, UserError
+from vfmbench.base import MissingError, Options, UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Measurement, UserError
+from vfmbench.base import UserError
+from vfmbench.interfaces import Measurement
 from vfmbench.models.metering import Meter
 
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from vfmbench.base import MissingError
 from vfmbench.files import replace_file
-from vfmbench.interfaces import MissingError
 
 MANIFEST = "manifest.json"
 

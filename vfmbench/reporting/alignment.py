@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.reporting.checkerboard import Draws, coloured_draws, data_panel, noise_panel, paths_panel, runs_of_one_set
 from vfmbench.reporting.drawing import NARROWEST, panels, picture_path, wrapped
 from vfmbench.reporting.point_runs import PointRun, common_directory

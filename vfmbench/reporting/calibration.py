@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vfmbench.base import UserError
 from vfmbench.files import file_to_write
-from vfmbench.interfaces import UserError
 from vfmbench.metrics.ranks import (
     central_coverage,
     central_levels,

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
 from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs

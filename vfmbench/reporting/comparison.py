@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import Status, UserError
+from vfmbench.base import Status, UserError
 from vfmbench.metrics.directions import Direction, base_name, direction, position
 from vfmbench.metrics.statistics import (
     FEWEST_IMAGES,

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vfmbench.base import UserError
 from vfmbench.files import file_to_write, replace_file
-from vfmbench.interfaces import UserError
 
 # Okabe and Ito's colours without yellow, which is too pale for dots on white; black is kept for what is true or exact.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

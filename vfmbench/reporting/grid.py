@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.models.images import to_float, to_uint8
 from vfmbench.reporting.points import comparison_picture, posterior_picture, task_picture
 from vfmbench.running.runner import Plan, measure

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from vfmbench.interfaces import Status
+from vfmbench.base import Status
 from vfmbench.reporting.stored import StoredRun
 
 # As metrics' settings state it, up to the next of their parts.

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vfmbench.base import UserError
 from vfmbench.config import RunIdentity, validate
-from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, Suite, Task, UserError
+from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, Suite, Task
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites
 from vfmbench.reporting.stored import StoredRun

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from vfmbench.interfaces import Status
+from vfmbench.base import Status
 from vfmbench.metrics.statistics import FEWEST_IMAGES
 from vfmbench.reporting.columns import Column, ColumnTable
 from vfmbench.reporting.comparison import Cell, Comparison, Entry, MetricRow

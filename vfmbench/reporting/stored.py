@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from vfmbench.interfaces import Status, UserError
+from vfmbench.base import Status, UserError
 from vfmbench.registry import unknown_name
 from vfmbench.running.store import SCHEMA_VERSION, RunStore
 

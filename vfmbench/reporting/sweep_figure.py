@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vfmbench.interfaces import UserError
+from vfmbench.base import UserError
 from vfmbench.metrics.directions import direction
 from vfmbench.reporting.drawing import DASHES, panels, picture_path, wrapped
 from vfmbench.reporting.stored import find_runs

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.interfaces import MissingError
+from vfmbench.base import MissingError
 from vfmbench.models.weights import WeightStore
 from vfmbench.reporting.stored import StoredRun, labels
 

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from vfmbench.base import MissingError, Status, UserError
 from vfmbench.config import RunIdentity
-from vfmbench.interfaces import Dataset, Measurement, MissingError, Status, Suite, Task, UserError
+from vfmbench.interfaces import Dataset, Measurement, Suite, Task
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.images import to_float
 from vfmbench.randomness import split_seed

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from vfmbench.base import Options, Status, UserError
 from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
-from vfmbench.interfaces import Dataset, Measurement, Options, Sampler, Samples, Status, Suite, Task, UserError
+from vfmbench.interfaces import Dataset, Measurement, Sampler, Samples, Suite, Task
 from vfmbench.metrics.compute import compute_metrics, metrics_of_images
 from vfmbench.models.images import to_float, to_stored
 from vfmbench.provenance import environment, now

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import yaml
 
+from vfmbench.base import Status, UserError
 from vfmbench.config import RunIdentity, validate
-from vfmbench.interfaces import Dataset, Status, Suite, UserError
+from vfmbench.interfaces import Dataset, Suite
 from vfmbench.metrics.compute import Metric, compute_metrics, metrics_of_images
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.external import ExternalPaths

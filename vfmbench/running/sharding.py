@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vfmbench.base import Status, UserError
 from vfmbench.files import BusyError
-from vfmbench.interfaces import Status, UserError
 from vfmbench.provenance import environment, now
 from vfmbench.running.runner import Plan, Progress, Run, execute, logging_to, sample_images
 

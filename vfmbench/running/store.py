@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vfmbench.base import Status, UserError
 from vfmbench.config import RunIdentity
 from vfmbench.files import locked_directory, replace_file
-from vfmbench.interfaces import Dataset, MetricValue, Status, UserError
+from vfmbench.interfaces import Dataset, MetricValue
 
 SCHEMA_VERSION = 2
 _SHARD_TENSORS = ("images", "index", "label", "residual", "log_likelihood")

@@ -20,9 +20,9 @@ import torch
 import yaml
 from pydantic import Field
 
+from vfmbench.base import Options, Status, UserError
 from vfmbench.config import RunConfig, validate
 from vfmbench.files import exclusive, replace_file
-from vfmbench.interfaces import Options, Status, UserError
 from vfmbench.registry import load_plugin, suites, unknown_name
 from vfmbench.running.runner import plan, run
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Options
+from vfmbench.base import Options
 
 # torch's own forward-mode code still uses it; users can do nothing about the warning.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)

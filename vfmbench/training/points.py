@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Options, Suite, Task
+from vfmbench.base import Options
+from vfmbench.interfaces import Suite, Task
 from vfmbench.metrics.compute import Metric, compute_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.exact import mmd_posterior, mode_error, sacc_posterior

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Dataset, Options, Suite
+from vfmbench.base import Options
+from vfmbench.interfaces import Dataset, Suite
 from vfmbench.models.images import to_float
 from vfmbench.models.weights import WeightStore
 

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from vfmbench.base import MissingError, UserError
 from vfmbench.config import dump, validate
 from vfmbench.files import locked_directory
-from vfmbench.interfaces import MissingError, Suite, UserError
+from vfmbench.interfaces import Suite
 from vfmbench.models.weights import WeightStore
 from vfmbench.provenance import git_commit
 from vfmbench.registry import stages as stage_registry

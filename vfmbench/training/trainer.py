@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from vfmbench.base import UserError
 from vfmbench.config import dump
 from vfmbench.files import replace_file
-from vfmbench.interfaces import UserError
 from vfmbench.training.stage import Stage
 
 LOG_EVERY = 20
