@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("vfmbench.methods", "vfmbench.baselines", "vfmbench.tasks")
 
-ROOMS = tuple(f"vfmbench.{room}" for room in ("cli", "launching", "metrics", "models", "reporting", "running", "training"))
+ROOMS = tuple(
+    f"vfmbench.{room}" for room in ("cli", "commands", "launching", "metrics", "models", "reporting", "running", "training")
+)
 
 # Package -> what it must not import. The harness knows no particular method, baseline, operator or data set.
 FORBIDDEN = {
@@ -16,12 +18,26 @@ FORBIDDEN = {
     "vfmbench/base.py": ("vfmbench.", "torch"),
     "vfmbench/interfaces.py": (*ROOMS, "vfmbench.config", "vfmbench.registry"),
     "vfmbench/randomness.py": ("vfmbench.",),
-    "vfmbench/models": ("vfmbench.running", "vfmbench.metrics", "vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
-    "vfmbench/metrics": ("vfmbench.running", "vfmbench.training", "vfmbench.reporting", "vfmbench.models", "vfmbench.cli"),
-    "vfmbench/launching": ("vfmbench.reporting", "vfmbench.cli"),
-    "vfmbench/running": ("vfmbench.training", "vfmbench.reporting", "vfmbench.cli"),
-    "vfmbench/training": ("vfmbench.running", "vfmbench.reporting", "vfmbench.cli"),
-    "vfmbench/reporting": ("vfmbench.training", "vfmbench.cli"),
+    "vfmbench/models": (
+        "vfmbench.running",
+        "vfmbench.metrics",
+        "vfmbench.training",
+        "vfmbench.reporting",
+        "vfmbench.cli",
+        "vfmbench.commands",
+    ),
+    "vfmbench/metrics": (
+        "vfmbench.running",
+        "vfmbench.training",
+        "vfmbench.reporting",
+        "vfmbench.models",
+        "vfmbench.cli",
+        "vfmbench.commands",
+    ),
+    "vfmbench/launching": ("vfmbench.reporting", "vfmbench.cli", "vfmbench.commands"),
+    "vfmbench/running": ("vfmbench.training", "vfmbench.reporting", "vfmbench.cli", "vfmbench.commands"),
+    "vfmbench/training": ("vfmbench.running", "vfmbench.reporting", "vfmbench.cli", "vfmbench.commands"),
+    "vfmbench/reporting": ("vfmbench.training", "vfmbench.cli", "vfmbench.commands"),
     "tasks": ("vfmbench.methods", "vfmbench.baselines", "vfmbench.running", "vfmbench.metrics", "vfmbench.training"),
     "methods": ("vfmbench.baselines", "vfmbench.tasks", "vfmbench.running", "vfmbench.metrics", "vfmbench.reporting"),
     "baselines": ("vfmbench.methods", "vfmbench.tasks", "vfmbench.running", "vfmbench.metrics", "vfmbench.training"),

@@ -10,6 +10,10 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict
 
 
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+"""Exit codes of a command that failed by itself, and of one that saved what it had when it was interrupted."""
+
+
 class Status(StrEnum):
     """State of a run or of one image. A closed set: tables show it, and means count only what is `done`."""
 

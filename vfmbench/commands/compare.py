@@ -1,0 +1,68 @@
+"""`vfmbench compare`: several runs, then one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from vfmbench.base import EXIT_FAILED, MissingError, Status, UserError
+from vfmbench.commands.common import checked_cell, names, run_configs
+from vfmbench.registry import samplers, suites
+from vfmbench.reporting import console, grid, rendering, tables
+from vfmbench.reporting.comparison import Entry, compare
+from vfmbench.reporting.stored import StoredRun
+from vfmbench.running.runner import Plan, Run, execute
+
+
+def main(options: argparse.Namespace) -> int:
+    suite = suites.get(options.suite)({})
+    methods = names(options.methods) or list(suite.methods) or samplers.names()
+    tasks = names(options.tasks) or list(suite.task_names)
+    pairs = [(method, task) for task in tasks for method in methods]
+    cells = [checked_cell(config) for config in run_configs(options, pairs)]
+    results: dict[str, dict[str, Run]] = {}
+    pictures = []
+    for task in tasks:
+        row = {method: cell for (method, other), cell in zip(pairs, cells, strict=True) if other == task}
+        results[task] = {method: _run_cell(method, task, cell) for method, cell in row.items()}
+        done = {method for method, result in results[task].items() if result.status == Status.DONE}
+        finished = [cell for method, cell in row.items() if method in done and isinstance(cell, Plan)]
+        if finished:
+            pictures.append(grid.comparison_grid(finished))
+    if options.json:
+        print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
+    else:
+        for task, runs in results.items():
+            entries = [_entry(method, result) for method, result in runs.items()]
+            first = next((entry.heading for entry in entries if entry.run is not None), None)
+            console.OUT.print(rendering.to_text(compare(task, entries, first)))
+        console.OUT.print(f"{rendering.legend('the first finished method')} {tables.comparison_note(options.preset)}")
+        console.OUT.print("\n".join(f"Picture: {path}" for path in pictures))
+    statuses = {run.status for row in results.values() for run in row.values()}
+    if Status.FAILED in statuses:
+        return EXIT_FAILED
+    if Status.DONE in statuses:
+        return 0
+    return MissingError.exit_code if Status.MISSING in statuses else UserError.exit_code
+
+
+def _entry(method: str, result: Run) -> Entry:
+    """The column of a comparison for one run."""
+    stored = StoredRun.read(result.results()) if result.status == Status.DONE else None
+    return Entry(method, result.status, result.note, stored)
+
+
+def _run_cell(method: str, task: str, cell: Plan | MissingError) -> Run:
+    """The cell's results; a failure becomes a status with its reason."""
+    if isinstance(cell, MissingError):
+        return Run(None, Status.MISSING, str(cell))
+    try:
+        with console.progress(f"{method} on {task}") as update:
+            result = execute(cell, update)
+        if result.status == Status.DONE:
+            grid.posterior_grid(cell)
+        return result
+    except MissingError as error:
+        return Run(cell.store, Status.MISSING, str(error))
+    except Exception as error:
+        return Run(cell.store, Status.FAILED, f"{type(error).__name__}: {error}")

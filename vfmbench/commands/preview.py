@@ -1,0 +1,15 @@
+"""`vfmbench preview`: a picture of a task."""
+
+from __future__ import annotations
+
+import argparse
+
+from vfmbench.commands.common import run_configs
+from vfmbench.reporting import grid
+from vfmbench.running.runner import plan
+
+
+def main(options: argparse.Namespace) -> int:
+    checked = plan(run_configs(options, [("adjoint", options.task)])[0])
+    print(grid.task_preview(checked))
+    return 0

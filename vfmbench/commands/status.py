@@ -1,0 +1,36 @@
+"""`vfmbench status`: what has become of runs. Starts without torch, unless it also merges or retries."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vfmbench.base import UserError
+from vfmbench.launching import printing, status
+from vfmbench.launching.record import record_of
+from vfmbench.reporting import console
+
+
+def main(options: argparse.Namespace) -> int:
+    target, out = Path(options.target), options.out and Path(options.out)
+    if target.suffix not in (".yaml", ".yml"):
+        if options.merge or options.retry:
+            raise UserError("--merge and --retry take a sweep's YAML file.")
+        printing.print_status(status.folder_rows(target), console.OUT)
+        return 0
+    if options.merge or options.retry:
+        from vfmbench.launching import sweep as sweeps
+
+        sweep = sweeps.prepare(target, out, options.profile, sweeps.parse_values(options.overrides))
+        if options.merge:
+            sweeps.merge_parts(sweep, console.ERR)
+        if options.retry:
+            from vfmbench.commands.sweep import launch_jobs
+
+            return launch_jobs(sweeps.failed_only(sweep), options)
+    record = record_of(target, out)
+    rows = status.rows(record)
+    status.write_csv(record, rows)
+    printing.print_status(rows, console.OUT)
+    console.OUT.print(f"Table: {record.csv}")
+    return 0

@@ -1,0 +1,41 @@
+"""`vfmbench sweep`: the jobs of a sweep file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from vfmbench.base import EXIT_FAILED, UserError
+from vfmbench.launching import launch, printing, status
+from vfmbench.launching.sweep import Sweep, parse_values, prepare
+from vfmbench.reporting import console
+
+
+def main(options: argparse.Namespace) -> int:
+    sweep = prepare(Path(options.file), options.out and Path(options.out), options.profile, parse_values(options.overrides))
+    if options.dry_run:
+        printing.print_plan(sweep, console.OUT)
+        return 0
+    return launch_jobs(sweep, options)
+
+
+def launch_jobs(sweep: Sweep, options: argparse.Namespace) -> int:
+    """Starts a sweep's chosen jobs; unless they now wait in Slurm, prints what became of them."""
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers takes a whole number of at least 1, got {options.workers}.")
+    executor = launch.chosen_executor(options.executor)
+    if executor == "slurm":
+        launch.on_slurm(sweep, options.plugin, console.ERR)
+        if not options.wait:
+            return 0
+        with console.progress(sweep.name, "jobs") as update:
+            failed = launch.wait(sweep.record, update)
+        if seconds := launch.overhead(sweep.record):
+            console.OUT.print("Slurm: a job waited {:.1f} s and spent {:.1f} s beside its own work (medians).".format(*seconds))
+    else:
+        workers = options.workers or os.cpu_count() or 1
+        failed = launch.here(sweep, executor, workers, options.plugin, console.ERR, console.progress)
+    printing.print_status(status.rows(sweep.record), console.OUT)
+    console.OUT.print(f"Table: {sweep.record.csv}")
+    return EXIT_FAILED if failed else 0

@@ -1,0 +1,28 @@
+"""`vfmbench table`: tables from stored runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vfmbench.commands.common import names
+from vfmbench.reporting import console, rendering
+from vfmbench.reporting.comparison import tables_of
+
+
+def main(options: argparse.Namespace) -> int:
+    folders = [Path(folder) for folder in options.folders]
+    comparisons = tables_of(folders, names(options.tasks), names(options.methods), options.reference)
+    if options.json:
+        print(json.dumps([rendering.document(comparison) for comparison in comparisons]))
+        return 0
+    for comparison in comparisons:
+        rendered = rendering.FORMATS[options.format](comparison)
+        if isinstance(rendered, str):
+            print(f"{rendered}\n")
+        else:
+            console.OUT.print(rendered)
+    legend = rendering.legend(options.reference)
+    print(f"% {legend}" if options.format == "latex" else legend)
+    return 0

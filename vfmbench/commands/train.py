@@ -1,0 +1,24 @@
+"""`vfmbench train`: a suite's networks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vfmbench.config import parse_overrides
+from vfmbench.registry import suites
+from vfmbench.reporting import console
+from vfmbench.running.runner import choose_device
+from vfmbench.training.train import train
+
+
+def main(options: argparse.Namespace) -> int:
+    sections = ["data", "weights"]
+    suite = suites.get(options.suite)
+    stages = list(suite({}).training)
+    overrides = parse_overrides(options.overrides, [*sections, *stages])
+    built = suite({section: overrides.pop(section, {}) for section in sections})
+    out = Path(options.out) if options.out else Path("results/training") / built.name
+    train(options.stage, built, overrides, out, choose_device(options.device), options.fresh, console.ERR)
+    print(f"Weights: {out} (use them with --set weights.path={out})")
+    return 0
