@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.base import Options
-from vfmbench.config import ClassLabel, tuned_values
+from vfmbench.config import ClassLabel, is_preset_file, tuned_values
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
@@ -161,12 +161,15 @@ class Solver:
 
     @classmethod
     def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
-        """Options by name: `paper` (the VFM paper's comparison), `original` (the method's authors), `tuned` (for this suite).
+        """Options by name: `paper` (the VFM paper's comparison), `original` (the method's authors), `tuned` (for this suite),
+        or those in a file that `vfmbench tune` wrote.
 
         Raises MissingError where nothing has been tuned.
         """
         if name == "original":
             return cls.original(task.problem)
+        if is_preset_file(name):
+            return tuned_values(Path(name), method, task, suite)
         if name == "tuned":
             return tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite)
         return {}

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, Solver, SolverOptions, Step, draws, interpolate, norms, per_sample, unit
-from vfmbench.interfaces import Measurement, NoiseSource
+from vfmbench.interfaces import Measurement, NoiseSource, Suite
+from vfmbench.models.execution import Execution, execution_of, with_execution
 
 _FIRST_POWER_ITERATIONS, _POWER_ITERATIONS = 8, 2
 _FINITE_DIFFERENCE = 1e-2
@@ -54,6 +55,12 @@ class LatentDAPS(Solver):
         clip: bool = Field(False, description="clip each entry of kappa times the gradient to [-1, 1] before 1 / tau^2")
 
     options: Options
+
+    def __init__(self, suite: Suite, options: Options, device: torch.device):
+        super().__init__(suite, options, device)
+        # A finite difference of a decoder in half precision would be mostly rounding.
+        half = execution_of(suite).precision != "float32"
+        self._exact_codec = with_execution(suite, Execution()).codec(device, self.meter) if half else self.codec
 
     @classmethod
     def original(cls, problem: str) -> Mapping[str, Any]:
@@ -134,8 +141,8 @@ class LatentDAPS(Solver):
             direction = torch.where(per_sample(lost, z), unit(self.clean_gradient(z, measurement)[0]), direction)
         curvature = z.new_zeros(len(z))
         for _ in range(iterations):
-            moved = measurement.residual(self.codec.decode(z + _FINITE_DIFFERENCE * direction))
-            images, decode_vjp = self.codec.decode_with_vjp(z)
+            moved = measurement.residual(self._exact_codec.decode(z + _FINITE_DIFFERENCE * direction))
+            images, decode_vjp = self._exact_codec.decode_with_vjp(z)
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_(True)
                 residual = measurement.residual(leaf)

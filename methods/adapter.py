@@ -1,15 +1,44 @@
 """The noise adapter q(z|y,c): a convolutional residual network with FiLM conditioning on the inverse problem's id c.
 
-Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes small, base and large are the authors'.
+Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
+biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.models.conversion`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmbench.registry import unknown_name
+
 LOGVAR_RANGE = (-10.0, 2.0)
+
+SIZES = {
+    "small": {"channels": 32, "blocks_per_stage": 1, "embedding_size": 128},
+    "base": {"channels": 64, "blocks_per_stage": 2, "embedding_size": 256},
+    "large": {"channels": 128, "blocks_per_stage": 3, "embedding_size": 512},
+}
+
+
+def expand_adapter_size(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `NoiseAdapter` in which a named `size` is written out.
+
+    Parameters for 256x256x3 images, 32x32x4 latents and six problems: small 1,745,192, base 10,401,224, large 55,329,416. (The
+    paper says about 10 M for base.) Other keys of the architecture win over those that the size stands for.
+
+    Raises UserError for an unknown size.
+    """
+    options = dict(architecture)
+    if "size" not in options:
+        return options
+    size = str(options.pop("size"))
+    if size not in SIZES:
+        raise unknown_name("adapter size", size, SIZES)
+    return {**SIZES[size], **options}
 
 
 class FiLM(nn.Module):
@@ -97,14 +126,14 @@ class NoiseAdapter(nn.Module):
         self.conv_out = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
         # q starts at the prior N(0, I), so joint training begins from the unconditional flow map.
         nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        nn.init.zeros_(self.conv_out.get_parameter("bias"))
 
     def forward(self, observation: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
         """Args: observation [B,C,H,W]; problem [B] ids. Returns mean and log-variance, each [B,c,h,w]."""
         embedding = self.embedding(problem)
         h = self.conv_in(observation)
         for stage in self.stages:
-            for layer in stage:
+            for layer in stage.children():
                 h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
         for block in self.middle:
             h = block(h, embedding)

@@ -1,24 +1,29 @@
 """Training objectives of the noise adapter: jointly with the flow map (VFM), or on a frozen one.
 
-Source: Variational Flow Maps (arXiv 2603.07276): eq. 10-19, sections 3.3-3.4, appendix B.2. The losses are means over elements.
+Source: Variational Flow Maps (arXiv 2603.07276): eq. 10-19, sections 3.3-3.4, appendix B.2, and the authors' release, which for
+images takes means over elements where the equations have sums. The total is that of the release: flow + observation + KL, each
+with the weight 1, scaled for every image by itself.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vfmbench.config import dump
 from vfmbench.interfaces import Measurement, Suite, Task
-from vfmbench.methods.adapter import NoiseAdapter
-from vfmbench.models.metering import Meter
-from vfmbench.models.sit import SiT
+from vfmbench.methods.adapter import expand_adapter_size
+from vfmbench.methods.point_adapter import adapter_network
+from vfmbench.models.networks import flow_network
 from vfmbench.randomness import PhiloxNoise, split_seed
+from vfmbench.training.image_stage import ImageOptions, ImageStage
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
     adaptive_scale,
@@ -28,10 +33,12 @@ from vfmbench.training.mean_flow import (
     flow_matching_loss,
     mean_flow_loss,
 )
-from vfmbench.training.stage import Batches, Stage, TrainingOptions, whole_split
+
+# Latents that are decoded at a time where activations are not kept: a decoder to 256x256 pixels holds gigabytes for each.
+_DECODED_ROWS = 4
 
 
-class AdapterOptions(TrainingOptions):
+class AdapterOptions(ImageOptions):
     """Options of both adapter objectives."""
 
     problems: tuple[str, ...] = Field((), description="tasks drawn uniformly per image; empty: all of the suite")
@@ -39,25 +46,28 @@ class AdapterOptions(TrainingOptions):
     observation_weight: float = Field(1.0, ge=0)
     adaptive_power: float = Field(1.0, ge=0, description="p of the adaptive scaling; 0 turns it off")
     adaptive_constant: float = Field(0.01, gt=0)
+    checkpoint_decoder: bool = Field(
+        False,
+        exclude=True,
+        description=f"decode {_DECODED_ROWS} latents at a time and compute activations again for the gradient: less memory",
+    )
 
 
-class AdapterStage(Stage):
+class AdapterStage(ImageStage):
     """What joint and frozen training share: measurements of mixed problems, q(z|y,c), observation and KL terms."""
 
-    Options: type[AdapterOptions]
+    Options: ClassVar[type[AdapterOptions]]
     options: AdapterOptions
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._tasks = self._problem_tasks(self.suite, self.options)
         self._adapter_architecture = self._resolve(self.suite, self.options)
-        self._adapter = NoiseAdapter(**self._adapter_architecture).to(self.device)
+        self._adapter = adapter_network(self.suite.latent_shape, self._adapter_architecture).to(self.device)
         flow = self.weights.load("flow")
         self._flow_architecture = flow.entry["architecture"]["flow"]
-        self._flow = SiT(**self._flow_architecture).to(self.device)
+        self._flow = flow_network(self.suite.latent_shape, self._flow_architecture).to(self.device)
         self._flow.load_state_dict(flow.part("flow"))
-        self._codec = self.suite.codec(self.device, Meter(self.device))
-        self._batches = Batches(self.suite.dataset("train"), self.device)
 
     @staticmethod
     def _problem_tasks(suite: Suite, options: AdapterOptions) -> list[Task]:
@@ -67,29 +77,31 @@ class AdapterStage(Stage):
     def _resolve(suite: Suite, options: AdapterOptions) -> dict[str, Any]:
         channels, size, _ = suite.image_shape
         latent_channels, latent_size, _ = suite.latent_shape
-        return {
+        shapes = {
             "image_size": size,
             "image_channels": channels,
             "latent_size": latent_size,
             "latent_channels": latent_channels,
             "num_problems": len(options.problems or tuple(suite.task_names)),
-            **options.architecture.get("adapter", {}),
         }
+        return expand_adapter_size({**shapes, **options.architecture.get("adapter", {})})
 
     @classmethod
     def check(cls, suite: Suite, options: AdapterOptions) -> None:
         cls._problem_tasks(suite, options)
-        NoiseAdapter(**cls._resolve(suite, options))
+        with torch.device("meta"):
+            adapter_network(suite.latent_shape, cls._resolve(suite, options))
 
     def _measure(
         self, images: Tensor, label: Tensor, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Measurement]]]:
-        """Measures every image under a problem drawn uniformly, with operators and noise new at every step.
+        """Measures every image of the share under a problem drawn uniformly, with operators and noise new at every step.
 
         Returns observations as images [B,C,H,W], problem ids [B], and per problem its rows and measurement.
         """
-        problem = torch.randint(len(self._tasks), (len(images),), generator=generator)
-        index = torch.arange(len(images), device=self.device) + step * len(images)
+        batch = self.share.whole(len(images))
+        problem = self.share.cut(torch.randint(len(self._tasks), (batch,), generator=generator))
+        index = self.share.cut(torch.arange(batch)).to(self.device) + step * batch
         seed = split_seed("train", self.options.seed)
         observation, groups = torch.empty_like(images), []
         for number, task in enumerate(self._tasks):
@@ -103,18 +115,32 @@ class AdapterStage(Stage):
     def _observation_loss(self, latents: Tensor, groups: list[tuple[Tensor, Measurement]]) -> Tensor:
         """1/(2 sigma^2) times the mean squared residual over all entries of y, unobserved ones as zero, [B] (eq. 15).
 
-        A mean over y beside a KL that is a mean over z: against the ELBO, a y of fewer entries than z (super-resolution)
-        weighs more by their ratio, as it does in the authors' training.
+        This is the authors' 200 mean((T A x - T y)^2) at sigma = 0.05, where T makes an image of an observation: it repeats
+        each low-resolution pixel equally often and else changes nothing, so that the means over T y and over y agree. Only for
+        inpainting theirs is larger, by the noise in the hidden pixels: a constant without gradient, about half of their share,
+        through which the adaptive scaling gives such images a little less weight. A mean over y beside a KL that is a mean
+        over z: against the ELBO, a y of fewer entries than z (super-resolution) weighs more by their ratio.
         """
-        images = self._codec.decode(latents)
-        loss = latents.new_empty(len(latents))
+        images = self._decode(latents)
+        loss = images.new_empty(len(images))
         for rows, measurement in groups:
             residual = measurement.residual(images[rows]) / measurement.noise_std
             loss[rows] = 0.5 * residual.square().flatten(1).mean(1)
         return loss
 
+    def _decode(self, latents: Tensor) -> Tensor:
+        if not self.options.checkpoint_decoder:
+            return self._codec.decode(latents).float()
+        pieces = [checkpoint(self._codec.decode, piece, use_reentrant=False) for piece in latents.split(_DECODED_ROWS)]
+        return torch.cat(pieces).float()
+
     def _draw_latent(self, mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
-        return mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator).to(self.device)
+        return mean + (0.5 * logvar).exp() * self._normal(len(mean), mean.shape[1:], generator)
+
+    def _moments(self, observation: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|y,c) under the trained adapter, float32."""
+        mean, logvar = self._adapter(observation, problem)
+        return mean.float(), logvar.float()
 
     @staticmethod
     def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -131,18 +157,18 @@ class AdapterStage(Stage):
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """PSNR (dB) of one one-step sample for each image of the split, and the mean KL, by problem."""
-        images, label = whole_split(self.suite.dataset(split), self.device)
-        index = torch.arange(len(images), device=self.device)
-        result, divergence = {}, []
-        for number, task in enumerate(self._tasks):
-            measurement = task.measure(images, label, index, split_seed(split, 0))
-            mean, logvar = ema["adapter"](measurement.operator.to_image(measurement.y), torch.full_like(index, number))
+        quality, divergence = defaultdict(list), []
+        for images, label, index in self._pieces(split):
             noise = PhiloxNoise(0, f"evaluate/{split}", index).normal(self.suite.latent_shape, 0)
-            latents = self._one_step(ema.get("flow", self._flow), mean + (0.5 * logvar).exp() * noise, label)
-            error = (self._codec.decode(latents).clamp(-1, 1) - images).square().flatten(1).mean(1)
-            result[f"psnr/{task.name}"] = (10 * torch.log10(4 / error.clamp_min(1e-12))).mean().item()
-            divergence.append(self._kl(mean, logvar).mean().item())
-        result["kl"] = sum(divergence) / len(divergence)
+            for number, task in enumerate(self._tasks):
+                measurement = task.measure(images, label, index, split_seed(split, 0))
+                mean, logvar = ema["adapter"](measurement.operator.to_image(measurement.y), torch.full_like(index, number))
+                latents = self._one_step(ema.get("flow", self._flow), mean + (0.5 * logvar).exp() * noise, label)
+                error = (self._codec.decode(latents).clamp(-1, 1) - images).square().flatten(1).mean(1)
+                quality[f"psnr/{task.name}"].append(10 * torch.log10(4 / error.clamp_min(1e-12)))
+                divergence.append(self._kl(mean, logvar))
+        result = {name: torch.cat(values).mean().item() for name, values in quality.items()}
+        result["kl"] = torch.cat(divergence).mean().item()
         if not all(math.isfinite(value) for value in result.values()):
             raise FloatingPointError(f"Stage {self.name} produced values that are not finite.")
         return result
@@ -177,23 +203,25 @@ class VFMStage(AdapterStage):
         self.networks = {"flow": self._flow, "adapter": self._adapter}
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        options, flow = self.options, self.networks["flow"]
-        x, label = self._batches.draw(options.batch_size, generator)
-        observation, problem, groups = self._measure(x, label, step, generator)
-        x = self._codec.encode(x)
-        mean, logvar = self.networks["adapter"](observation, problem)
+        options, flow, share = self.options, self._flow, self.share
+        positions = self._positions(generator)
+        images, label = self._batches.load(positions)
+        observation, problem, groups = self._measure(images, label, step, generator)
+        x = self._encode(images, positions)
+        mean, logvar = self._moments(observation, problem)
         posterior = self._draw_latent(mean, logvar, generator)
         target = ema["flow"] if options.ema_target else flow
         observed = self._observation_loss(self._one_step(target, posterior, label), groups)
         divergence = self._kl(mean, logvar)
 
-        conditional = (torch.rand(len(x), generator=generator) < options.alpha).to(self.device)
-        prior = torch.randn(x.shape, generator=generator).to(self.device)
+        batch = share.whole(len(x))
+        conditional = share.cut(torch.rand(batch, generator=generator) < options.alpha).to(self.device)
+        prior = self._normal(len(x), x.shape[1:], generator)
         z = torch.where(conditional[:, None, None, None], posterior, prior)
         null, omega = self.suite.num_classes, options.guidance_omega
-        flow_label = drop_labels(label, null, options.label_dropout, generator)
-        t_fm = draw_fm_time(len(x), options, generator).to(self.device)
-        t, r = (time.to(self.device) for time in draw_mean_flow_times(len(x), options, generator))
+        flow_label = drop_labels(label, null, options.label_dropout, generator, share)
+        t_fm = share.cut(draw_fm_time(batch, options, generator)).to(self.device)
+        t, r = (share.cut(time).to(self.device) for time in draw_mean_flow_times(batch, options, generator))
         matching = flow_matching_loss(flow, x, z, t_fm, flow_label, null, omega)
         mean_flow = mean_flow_loss(flow, x, z, t, r, flow_label, null, omega)
         flow_loss = 0.5 * (matching + mean_flow)
@@ -217,9 +245,9 @@ class FrozenAdapterStage(AdapterStage):
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         options = self.options
-        x, label = self._batches.draw(options.batch_size, generator)
-        observation, problem, groups = self._measure(x, label, step, generator)
-        mean, logvar = self._adapter(observation, problem)
+        images, label = self._batches.load(self._positions(generator))
+        observation, problem, groups = self._measure(images, label, step, generator)
+        mean, logvar = self._moments(observation, problem)
         z = self._draw_latent(mean, logvar, generator)
         observed = self._observation_loss(self._one_step(self._flow, z, label), groups)
         divergence = self._kl(mean, logvar)

@@ -7,7 +7,7 @@ are sums over coordinates as in the equations, and the adaptive scaling takes th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +34,7 @@ class PointAdapterStage(PointStage):
     """Observation and KL terms of the adapter (eq. 15, 17), summed over coordinates."""
 
     needs = ("flow_matching",)
-    Options: type[AdapterOptions] = AdapterOptions
+    Options: ClassVar[type[AdapterOptions]] = AdapterOptions
     options: AdapterOptions
 
     def __init__(self, *args: Any):
@@ -62,22 +62,24 @@ class PointAdapterStage(PointStage):
         self, x: Tensor, target: nn.Module, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """z ~ q(z|y), |y - A f(z)|^2 / (2 sigma^2) [B] with f the one-step map of `target`, and KL(q || N(0,I)) [B]."""
-        index = torch.arange(len(x), device=self.device) + step * len(x)
+        batch = self.share.whole(len(x))
+        index = self.share.cut(torch.arange(batch)).to(self.device) + step * batch
         measurement = self._task.measure(x, torch.zeros_like(index), index, split_seed("train", self.options.seed))
         mean, logvar = self._adapter(measurement.operator.to_image(measurement.y), torch.zeros_like(index))
-        z = mean + (0.5 * logvar).exp() * self._normal(x, generator)
+        z = mean + (0.5 * logvar).exp() * self._normal(len(x), x.shape[1:], generator)
         residual = measurement.residual(self._one_step(target, z)) / measurement.noise_std
         divergence = 0.5 * (mean.square() + logvar.exp() - logvar - 1).flatten(1).sum(1)
         return z, 0.5 * residual.square().flatten(1).sum(1), divergence if self.options.kl else torch.zeros_like(divergence)
 
     def _total(self, terms: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         total = torch.stack([term.mean() for term in terms.values()]).sum()
-        scaled = adaptive_scale(total, self.options.adaptive_power, self.options.adaptive_constant)
+        size = self._whole_batch(total)
+        scaled = adaptive_scale(total, self.options.adaptive_power, self.options.adaptive_constant, size)
         return scaled, {key: value.detach().mean() for key, value in terms.items()}
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         """The observation and KL terms alone; a stage with a data term has a loss of its own."""
-        x, _ = self._batches.draw(self.options.batch_size, generator)
+        x = self._points(generator)
         _, observed, divergence = self._adapter_terms(x, self._flow, step, generator)
         return self._total({"observation": observed, "kl": divergence})
 
@@ -143,13 +145,17 @@ class PointVFMStage(PointAdapterStage):
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         options, flow = self.options, self._flow
-        x, _ = self._batches.draw(options.batch_size, generator)
+        x = self._points(generator)
         target = ema["flow"] if options.ema_target else flow
         posterior, observed, divergence = self._adapter_terms(x, target, step, generator)
-        conditional = torch.rand(len(x), 1, 1, 1, generator=generator).to(self.device) < options.alpha
-        z = torch.where(conditional, posterior, self._normal(x, generator))
-        errors, gap = squared_errors(flow, x, z, options.distinct_share, generator)
+        uniform = self.share.cut(torch.rand(self.share.whole(len(x)), 1, 1, 1, generator=generator))
+        conditional = uniform.to(self.device) < options.alpha
+        z = torch.where(conditional, posterior, self._normal(len(x), x.shape[1:], generator))
+        errors, gap = squared_errors(flow, x, z, options.distinct_share, generator, self.share)
         if options.mean_flow_weighting == "inverse_gap":
             # The authors divide the batch's mean squared error, a mean over coordinates too, by each row's gap.
             errors = errors.mean() / x[0].numel() / (gap + 1e-6)
+            # The mean over rows of 1 / gap is that of the whole batch.
+            here = (1 / (gap + 1e-6)).mean()
+            errors = errors * (self._whole_batch(here) / here)
         return self._total({"flow": errors / (2 * options.tau**2), "observation": observed, "kl": divergence})

@@ -16,6 +16,7 @@ from vfmbench.base import Options as BaseOptions
 from vfmbench.config import ClassLabel
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.methods.point_adapter import adapter_network
+from vfmbench.models.execution import execution_of
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
@@ -41,15 +42,16 @@ class AdapterSampler:
         self.meter = self._flow.meter
         self._codec = suite.codec(device, self.meter)
         self._problems: list[str] = adapter_file.entry["problems"]
-        self._adapter = adapter_network(suite.latent_shape, adapter_file.entry["architecture"]["adapter"])
-        self._adapter.load_state_dict(adapter_file.part("adapter"))
-        self._adapter.eval().requires_grad_(False).to(device)
+        adapter = adapter_network(suite.latent_shape, adapter_file.entry["architecture"]["adapter"])
+        adapter.load_state_dict(adapter_file.part("adapter"))
+        self._adapter = execution_of(suite).prepare(adapter.eval().requires_grad_(False).to(device))
 
     def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
         """The map that was trained with the adapter."""
         network = flow_network(suite.latent_shape, adapter_file.entry["architecture"]["flow"])
         network.load_state_dict(adapter_file.part("flow"))
-        return FlowModel(network.to(device), suite.latent_shape, suite.num_classes or None, Meter(device))
+        network = execution_of(suite).prepare(network.to(device))
+        return FlowModel(network, suite.latent_shape, suite.num_classes or None, Meter(device))
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:

@@ -11,7 +11,7 @@ import torch
 
 # Set before anything is imported that reads them: no test may find, or write, what the user keeps in these folders.
 _CACHES = tempfile.TemporaryDirectory(prefix="vfmbench-tests-")
-for _variable in ("TORCH_HOME", "HF_HOME", "VFMBENCH_CACHE"):
+for _variable in ("TORCH_HOME", "HF_HOME", "VFMBENCH_CACHE", "VFMBENCH_WEIGHTS_DIR"):
     os.environ[_variable] = str(Path(_CACHES.name) / _variable)
 
 

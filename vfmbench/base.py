@@ -9,7 +9,6 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 """Exit codes of a command that failed by itself, and of one that saved what it had when it was interrupted."""
 

@@ -48,6 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="e.g. task.std=1.5 method.steps=4 latent_dps.step_size=0.3",
     )
     running.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    running.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bfloat16", "float16"],
+        help="of the products inside networks (default: float32)",
+    )
+    running.add_argument("--compile", action="store_true", help="compile the networks: slow at first, then faster")
     running.add_argument("--batch-size", default="auto", metavar="N", help="samples in one batch (default: auto, the suite's)")
     running.add_argument(
         "--out", default="results/runs", metavar="DIR", help="where run directories go (default: results/runs)"
@@ -195,6 +202,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     curves.add_argument("--out", metavar="FILE.png", help="default: TABLE-COLUMN.png beside the table")
     curves.set_defaults(module="sweep_figure")
+
+    weights = commands.add_parser("weights", help="weights from elsewhere: which are here, fetching, checking, converting them")
+    actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
+    shown = actions.add_parser("status", parents=[common], help="every external file: purpose, licence, size, where it is")
+    fetch = actions.add_parser("fetch", parents=[common], help="download files that are not here yet")
+    verify = actions.add_parser("verify", parents=[common], help="compare files with their published hashes")
+    for action in (fetch, verify):
+        action.add_argument("names", nargs="*", metavar="NAME", help="as in `weights status`")
+    fetch.add_argument("--suite", help="all that this suite uses")
+    for action in (shown, verify):
+        action.add_argument(
+            "--set", action="append", default=[], metavar="weights.NAME=PATH", dest="overrides", help="a file of your own"
+        )
+    shown.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    convert = actions.add_parser("convert", parents=[common], help="a public SiT, DMF or VFM checkpoint into our format")
+    convert.add_argument("file", metavar="FILE", help=".pt, .pth or .safetensors")
+    convert.add_argument("out", nargs="?", metavar="DIR", help="default: where the suite looks for its weights")
+    convert.add_argument("--suite", default="imagenet256", help="whose networks these are (default: imagenet256)")
+    convert.add_argument("--set", action="append", default=[], metavar="convert.KEY=VALUE", dest="overrides")
+    weights.set_defaults(module="weights")
+
+    doctor = commands.add_parser("doctor", parents=[common], help="whether this machine is ready, and what it lacks")
+    doctor.add_argument("--json", action="store_true", help="print one JSON document instead of a page")
+    doctor.set_defaults(module="doctor")
 
     listing = commands.add_parser("list", parents=[common], help="what is installed")
     listing.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from vfmbench.base import MissingError, Options, UserError
 from vfmbench.registry import unknown_name
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
     from vfmbench.interfaces import Suite, Task
 
 OptionsType = TypeVar("OptionsType", bound=BaseModel)
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 RUN_SECTIONS = ("method", "task", "data", "weights")
 PRESETS = ("paper", "original", "tuned")
@@ -49,13 +59,18 @@ class RunConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = Field(None, ge=1, description="samples in one batch")
+    precision: Precision = Field("float32", description="of the products inside networks; all else stays float32")
+    compile: bool = Field(False, description="compile the networks; the first batch of each size is drawn twice, once untimed")
     out: Path = Path("results/runs")
     metrics: tuple[str, ...] | None = None
     fresh: bool = False
 
 
 class RunIdentity(BaseModel):
-    """All that a result depends on, fully resolved. Equal identities share a directory; device and batch size are not part."""
+    """All that a result depends on, fully resolved. Equal identities share a directory.
+
+    Device, batch size and compilation are not part; a precision other than float32 is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,6 +88,15 @@ class RunIdentity(BaseModel):
     num_images: int
     samples: int
     seed: int
+    precision: Precision = "float32"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs from before there was a choice of precision are those in float32, and keep their hash."""
+        content = handler(self)
+        if self.precision == "float32":
+            content.pop("precision", None)
+        return content
 
     @property
     def hash(self) -> str:
@@ -121,6 +145,11 @@ def parse_overrides(pairs: Sequence[str], sections: Sequence[str]) -> dict[str, 
             raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
         result.setdefault(section, {})[name] = value
     return result
+
+
+def is_preset_file(preset: str) -> bool:
+    """Whether a preset is a file that `vfmbench tune` wrote, rather than a name."""
+    return preset.endswith((".yaml", ".yml"))
 
 
 def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,11 +13,17 @@ from pathlib import Path
 from vfmbench.base import UserError
 
 
+def file_sha256(path: Path) -> str:
+    """Hash of a file of any size, read piece by piece. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 class BusyError(UserError):
     """Another process is working on the same directory."""
 
 
-def replace_file(path: Path, write: bytes | Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     """Writes under a temporary name and renames: a reader sees the old file or the new one, never a part.
 
     Args:

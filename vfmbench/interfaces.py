@@ -277,6 +277,9 @@ class Suite(Protocol):
 
     `posterior` gives the true posteriors of a measurement where `posterior_known`; elsewhere it raises UserError.
 
+    A suite may have `execution` and `with_execution(execution)`, a `vfmbench.models.execution.Execution` that its networks run
+    by and the same suite with another, and `for_timing()`, the same suite on random images for `vfmbench bench`.
+
     `flow`, `codec`, `feature_space`, `perceptual` return ready networks on `device`; a codec's passes are counted by `meter`;
     weights are checked by hash, and a missing file raises MissingError.
     """
@@ -308,6 +311,9 @@ class Suite(Protocol):
 
     def codec(self, device: torch.device, meter: Any) -> Any: ...
 
+    def codec_sha256(self) -> str | None:
+        """Hash of the codec's weights; None if it has none. Raises MissingError where they are not there."""
+
     def flow(self, device: torch.device) -> Any: ...
 
     def with_weights(self, path: Path) -> Self: ...
@@ -325,8 +331,8 @@ class Sampler(Protocol):
         weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity.
         meter: the `vfmbench.models.metering.Meter` that its networks' evaluations are counted by.
 
-    A class may also have `preset(name, method, task, suite) -> options`, a classmethod that gives options by name; without it,
-    the method has its defaults under every preset.
+    A class may also have `preset(name, method, task, suite) -> options`, a classmethod that gives options by name, or from a
+    file where the name ends in .yaml or .yml; without it, the method has its defaults under every preset.
 
     A sampler whose generator also draws from the prior may have `sample_prior(noise) -> images [rows,C,H,W]`: one draw for each
     row of the noise source. Suites of points judge it beside the posterior.

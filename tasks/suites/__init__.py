@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -13,21 +13,25 @@ import torch
 import yaml
 from pydantic import Field
 
-from vfmbench.base import MissingError, Options, UserError
+from vfmbench.base import Options, UserError
 from vfmbench.config import dump, validate
 from vfmbench.interfaces import Dataset, ExactPosterior, FeatureSpace, Measurement, PerceptualDistance, Task
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
-from vfmbench.models.external import FILES, ExternalPaths
+from vfmbench.models.execution import Execution
+from vfmbench.models.external import FILES, ExternalPaths, external_sha256, load_external
+from vfmbench.models.external_files import user_weights_folder
 from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, external_space
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.models.perceptual import perceptual_distance
+from vfmbench.models.sd_vae import autoencoder, load_autoencoder, sd_vae_codec
 from vfmbench.models.weights import WeightStore
 from vfmbench.registry import tasks as task_registry
 from vfmbench.registry import unknown_name
 from vfmbench.tasks import datasets
 from vfmbench.tasks.problems import InverseProblem
+from vfmbench.tasks.suites.timing import random_images
 from vfmbench.tasks.task_file import load_task_file
 
 DataOptions = TypeVar("DataOptions", bound=Options)
@@ -73,6 +77,8 @@ class DefinedSuite:
     """
 
     posterior_known = False
+    execution = Execution()
+    _for_timing = False
 
     def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
         self._definition, self._load, self._weights = definition, load, weights
@@ -84,7 +90,9 @@ class DefinedSuite:
         self.training, self.tuning = definition.training, definition.tuning
         self.task_names, self.methods, self.metric_names = list(definition.tasks), definition.methods, definition.metrics
         self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
-        networks = {*definition.feature_spaces.values(), *definition.perceptual}
+        codec = [] if definition.codec == "identity" else [definition.codec]
+        networks = [*codec, *definition.feature_spaces.values(), *definition.perceptual]
+        self.external_names = [name for name in networks if name in FILES]
         for name in FILES:
             if weights.path_of(name) is not None and name not in networks:
                 raise UserError(f"weights.{name}: the suite {definition.name} has no use for this file.")
@@ -92,19 +100,41 @@ class DefinedSuite:
         self._datasets: dict[str, Dataset] = {}
 
     def _weight_store(self, path: Path | None) -> WeightStore:
-        """The weights in a directory, or the shipped ones."""
+        """The weights in a directory, else the shipped ones, else those that the user keeps for this suite."""
+        shipped = Path(str(files("vfmbench.assets"))) / self.name
         if not self.training:
             hint = f"The suite {self.name} has no networks yet; methods without any (pinv, adjoint) run."
-        elif path is None:
+        elif path is not None:
+            hint = f"Train them (vfmbench train all --suite {self.name} --out {path}) or leave out weights.path."
+        elif shipped.is_dir():
             hint = f"Reinstall vfmbench, or train the suite: vfmbench train all --suite {self.name}"
         else:
-            hint = f"Train them (vfmbench train all --suite {self.name} --out {path}) or leave out weights.path."
-        return WeightStore(path or Path(str(files("vfmbench.assets"))) / self.name, hint)
+            path = user_weights_folder(self.name)
+            hint = (
+                f"Convert a published checkpoint (vfmbench weights convert FILE --suite {self.name}; `vfmbench weights status` "
+                f"lists them), train the suite (vfmbench train all --suite {self.name} --out {path}), or name a folder with "
+                "them: --set weights.path=DIR."
+            )
+        return WeightStore(path or shipped, hint)
 
     def with_weights(self, path: Path) -> Self:
         """The same suite on the weights in `path`."""
         other = copy.copy(self)
         other.weights = self._weight_store(path)
+        return other
+
+    def with_execution(self, execution: Execution) -> Self:
+        """The same suite with its networks run so."""
+        other = copy.copy(self)
+        other.execution = execution
+        return other
+
+    def for_timing(self) -> Self:
+        """The same suite on random images and, where its codec is a network, on a random one: for timing only."""
+        other = copy.copy(self)
+        other._for_timing = True
+        if self.modality == "images":
+            other._load, other._datasets = partial(random_images, self.image_shape, self.num_classes), {}
         return other
 
     def dataset(self, split: str) -> Dataset:
@@ -144,19 +174,32 @@ class DefinedSuite:
         raise UserError(f"The posterior is not known in the suite {self.name}.")
 
     def codec(self, device: torch.device, meter: Meter) -> IdentityCodec | AutoencoderCodec:
-        """Raises MissingError where the images' latents are those of Stable Diffusion's VAE."""
-        if self._definition.codec == "sd_vae":
-            raise MissingError(
-                f"The suite {self.name} needs Stable Diffusion's VAE, which vfmbench cannot load yet; "
-                "methods without networks (pinv, adjoint) run."
-            )
-        return IdentityCodec()
+        """Raises MissingError where the codec's weights are not there."""
+        if self._definition.codec == "identity":
+            return IdentityCodec()
+        if self._for_timing:
+            network = autoencoder()
+        else:
+            network = load_autoencoder(load_external(self._definition.codec, self._weights.path_of(self._definition.codec)))
+        return sd_vae_codec(network, device, meter, self.execution)
+
+    def codec_sha256(self) -> str | None:
+        """Hash of the codec's weights; None if it has none. Raises MissingError where they are not there."""
+        if self._definition.codec == "identity" or self._for_timing:
+            return None
+        return self._codec_hash
+
+    @cached_property
+    def _codec_hash(self) -> str:
+        # Hundreds of megabytes, and a sweep plans many runs of one suite.
+        return external_sha256(self._definition.codec, self._weights.path_of(self._definition.codec))
 
     def flow(self, device: torch.device) -> FlowModel:
         weights = self.weights.load("flow")
         network = flow_network(self.latent_shape, weights.entry["architecture"]["flow"])
         network.load_state_dict(weights.part("flow"))
-        return FlowModel(network.to(device), self.latent_shape, self.num_classes or None, Meter(device))
+        network = self.execution.prepare(network.to(device))
+        return FlowModel(network, self.latent_shape, self.num_classes or None, Meter(device))
 
     def feature_space(self, name: str, device: torch.device) -> FeatureSpace:
         if name not in self._definition.feature_spaces:
@@ -216,5 +259,5 @@ def cifar10(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
 
 
 def imagenet256(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
-    """ImageNet at 256x256 pixels, from data.path; data and tasks only, its networks cannot be loaded yet."""
+    """ImageNet at 256x256 pixels, from data.path; with Stable Diffusion's VAE and SiT-B/2."""
     return _build("imagenet256", datasets.ImageNetOptions, datasets.imagenet, options)

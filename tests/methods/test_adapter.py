@@ -1,6 +1,10 @@
+import inspect
+
+import pytest
 import torch
 
-from vfmbench.methods.adapter import LOGVAR_RANGE, NoiseAdapter
+from vfmbench.base import UserError
+from vfmbench.methods.adapter import LOGVAR_RANGE, SIZES, NoiseAdapter, expand_adapter_size
 
 
 def small_adapter(**changes):
@@ -11,12 +15,45 @@ def small_adapter(**changes):
     )
 
 
-def test_base_has_about_ten_million_parameters_and_latent_shape():
-    adapter = NoiseAdapter()
-    assert 10e6 < sum(parameter.numel() for parameter in adapter.parameters()) < 10.9e6
+def test_base_is_the_default():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(NoiseAdapter).parameters.items()}
+    assert expand_adapter_size({"size": "base"}).items() <= defaults.items()
+
+
+def test_three_halvings_lead_from_the_observation_to_the_latent():
+    adapter = NoiseAdapter(**expand_adapter_size({"size": "small", "image_size": 64, "latent_size": 8}))
     with torch.no_grad():
-        mean, logvar = adapter(torch.randn(1, 3, 256, 256), torch.tensor([5]))
-    assert mean.shape == logvar.shape == (1, 4, 32, 32)
+        mean, logvar = adapter(torch.randn(1, 3, 64, 64), torch.tensor([5]))
+    assert mean.shape == logvar.shape == (1, 4, 8, 8)
+
+
+def counted(c, blocks, e):
+    """Parameters of the adapter with c channels, summed by hand over its layers."""
+
+    def block(before, width):
+        convolutions = 9 * before * width + 9 * width * width + 2 * width
+        norms, films = 2 * before + 2 * width, 2 * (2 * width * e + 2 * width)
+        return convolutions + norms + films + (before * width + width if before != width else 0)
+
+    total = 6 * e + 2 * (e * e + e) + 9 * 3 * c + c
+    for before, width in ((c, c), (c, 2 * c), (2 * c, 4 * c), (4 * c, 4 * c)):
+        total += block(before, width) + (blocks - 1) * block(width, width)
+    total += sum(9 * width * width + width for width in (c, 2 * c, 4 * c))
+    return total + 2 * block(4 * c, 4 * c) + 2 * 4 * c + 9 * 4 * c * 8 + 8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_documented_number_of_parameters_is_that_of_the_network(size):
+    number = sum(parameter.numel() for parameter in NoiseAdapter(**expand_adapter_size({"size": size})).parameters())
+    assert number == counted(*SIZES[size].values())
+    assert f"{size} {number:,}" in " ".join((expand_adapter_size.__doc__ or "").split())
+
+
+def test_a_named_size_is_a_default_for_single_options():
+    assert expand_adapter_size({"size": "small", "channels": 64}) == {**SIZES["small"], "channels": 64}
+    assert expand_adapter_size({"channels": 8}) == {"channels": 8}
+    with pytest.raises(UserError, match="Available: base, large, small"):
+        expand_adapter_size({"size": "huge"})
 
 
 def test_starts_at_the_prior():

@@ -114,3 +114,21 @@ def test_a_short_training_moves_samples_towards_the_images(suite, tmp_path):
     before = stage.evaluate(stage.networks, "validation")["psnr/denoise"]
     networks = Trainer(stage, tmp_path, Console(file=io.StringIO())).run()
     assert stage.evaluate(networks, "validation")["psnr/denoise"] > before + 1.5
+
+
+def test_observation_loss_is_the_authors_mean_over_images(suite):
+    """1/(2 sigma^2) mean((T A x - T y)^2) over all pixels of the observation as an image (release, 200 at sigma = 0.05)."""
+    stage = stage_of(suite)
+    generator = torch.Generator().manual_seed(0)
+    images, label = stage._batches.draw(42, generator)
+    _, problem, groups = stage._measure(images, label, 0, generator)
+    assert len(groups) == len(stage._tasks) == len(problem.unique())
+    latents = torch.randn_like(images)
+    loss = stage._observation_loss(latents, groups)
+    for rows, measurement in groups:
+        operator = measurement.operator
+        difference = operator.to_image(operator.forward(latents[rows])) - operator.to_image(measurement.y)
+        if operator.observed is not None:  # else the noise of hidden pixels adds a constant
+            difference = difference * operator.observed
+        expected = difference.square().flatten(1).mean(1) / (2 * 0.1**2)
+        torch.testing.assert_close(loss[rows], expected, rtol=1e-4, atol=1e-4)

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from vfmbench.base import MissingError, UserError
 from vfmbench.config import validate
-from vfmbench.models import external
 from vfmbench.models.dino import DinoFeatures
 from vfmbench.models.external import FILES, ExternalPaths, load_external
+from vfmbench.models.external_files import torch_hub_folder
 from vfmbench.models.features import external_space
 from vfmbench.models.inception import InceptionFeatures
 from vfmbench.models.perceptual import LPIPS, perceptual_distance
@@ -45,13 +45,13 @@ def test_the_addresses_are_those_of_the_packages():
     dino = timm.get_pretrained_cfg("vit_small_patch16_224.dino")
     assert FILES["inception"].url == URL_INCEPTION_V3
     assert FILES["dino"].url == dino.url
-    assert FILES["dino"].hugging_face[0] == "timm/vit_small_patch16_224.dino"
+    assert FILES["dino"].hugging_face == ("timm/vit_small_patch16_224.dino", ("model.safetensors",))
     assert FILES["lpips_alex"].url == AlexNet_Weights.IMAGENET1K_V1.url
     assert FILES["lpips_vgg"].url == VGG16_Weights.IMAGENET1K_V1.url
     for name, file in FILES.items():
         assert file.name == name
         assert name in ExternalPaths.model_fields
-        assert file.sha256_prefix in file.file_name
+        assert all(len(known) == 64 or known in file.file_name for known in file.sha256)
         assert file.purpose
         assert file.licence
 
@@ -63,6 +63,7 @@ def test_missing_weights_say_where_to_put_them_and_how_to_fetch_them(caches, nam
         load_external(name, None)
     command = f"curl -fL --create-dirs -o {shlex.quote(str(caches / file.file_name))} {file.url}"
     assert str(error.value).endswith(f"fetch them with: {command}")
+    assert f"`vfmbench weights fetch {name}`" in str(error.value)
     for word in (file.file_name, f"weights.{name}", file.variable, f"{file.megabytes} MB", file.licence):
         assert word in str(error.value)
 
@@ -99,18 +100,18 @@ def test_the_hugging_face_cache_is_searched(caches, tmp_path, monkeypatch):
 def test_a_cached_file_must_be_the_published_one_and_a_given_one_says_if_it_is_not(caches, weights, monkeypatch):
     cached = caches / FILES["inception"].file_name
     cached.write_bytes(weights.read_bytes())
-    with pytest.raises(MissingError, match=r"is damaged: its SHA-256 begins with .* not 6726825d; delete it .* curl -fL"):
+    with pytest.raises(MissingError, match=r"is damaged: .* not 6726825d; delete it .* weights fetch inception.* curl -fL"):
         load_external("inception", None)
     assert load_external("inception", weights).origin.startswith("WARNING: given.pth is NOT the published weights-inception")
     prefix = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256_prefix=prefix))
+    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=(prefix,)))
     assert load_external("inception", None).origin == f"weights {cached.name}"
     assert "no hash" in load_external("dino", weights).origin
 
 
 def test_the_name_that_pytorch_fid_stores_it_under_is_found(caches, weights, monkeypatch):
     prefix = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256_prefix=prefix))
+    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=(prefix,)))
     path = caches / "pt_inception-2015-12-05-6726825d.pth"
     path.write_bytes(weights.read_bytes())
     assert load_external("inception", None).path == path
@@ -185,4 +186,18 @@ def test_unknown_names():
 
 
 def test_the_torch_hub_folder_is_torchs_own(caches):
-    assert external._torch_hub_folder() == caches == Path(torch.hub.get_dir()) / "checkpoints"
+    assert torch_hub_folder() == caches == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_a_folder_of_diffusers_stands_for_the_file_in_it(caches, tmp_path, monkeypatch):
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"weights\.sd_vae: .*vae"):
+        validate(ExternalPaths, {"sd_vae": str(folder)}, "weights.")
+    old = folder / "diffusion_pytorch_model.bin"
+    torch.save({"layer.weight": torch.ones(2)}, old)
+    assert validate(ExternalPaths, {"sd_vae": str(folder)}).path_of("sd_vae") == old
+    new = folder / "diffusion_pytorch_model.safetensors"
+    save_file({"layer.weight": torch.ones(2)}, new)
+    monkeypatch.setenv("VFMBENCH_WEIGHTS_SD_VAE", str(folder))
+    assert load_external("sd_vae", None).path == new

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from vfmbench.models.sit import SiT, sinusoidal_position_grid
+from vfmbench.base import UserError
+from vfmbench.models.networks import flow_network
+from vfmbench.models.sit import SiT, expand_sit_size, sinusoidal_position_grid
 
 SMALL = {
     "input_size": 8,
@@ -137,3 +139,31 @@ def test_a_new_network_is_the_zero_map():
     x, t, r, label = inputs()
     assert torch.equal(network(x, t, r, label), torch.zeros_like(x))
     assert all(block.adaLN_modulation[1].weight.abs().max() == 0 for block in network.blocks)
+
+
+@pytest.mark.parametrize(
+    ("size", "hidden_size", "depth", "num_heads", "millions"),
+    [("S/2", 384, 12, 6, 33), ("B/4", 768, 12, 12, 130), ("L/2", 1024, 24, 16, 458), ("XL/2", 1152, 28, 16, 675)],
+)
+def test_named_sizes_are_the_published_ones(size, hidden_size, depth, num_heads, millions):
+    """Widths, depths, heads and rounded numbers of parameters as in SiT's table 1."""
+    options = expand_sit_size({"size": size})
+    assert options["patch_size"] == int(size[-1])
+    assert (options["hidden_size"], options["depth"], options["num_heads"]) == (hidden_size, depth, num_heads)
+    # Two thirds of the blocks see t, as DMF advises.
+    assert options["dmf_depth"] == pytest.approx(2 * depth / 3, abs=1.5)
+    # Per block: attention, MLP and modulation. Per network: embeddings of time and 1001 classes, the last layer's modulation.
+    width = hidden_size
+    block = (3 + 1 + 4 + 4 + 6) * width**2 + (3 + 1 + 4 + 1 + 6) * width
+    number = depth * block + (256 + width + 2) * width + 1001 * width + 2 * width**2
+    assert number / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_a_named_size_makes_the_network_it_names():
+    network = flow_network((4, 32, 32), {"size": "S/2", "depth": 2, "dmf_depth": 1})
+    assert (len(network.blocks), network.dmf_depth, network.patch_size) == (2, 1, 2)
+    assert network.pos_embed.shape == (1, 256, 384)
+    assert expand_sit_size({"hidden_size": 8}) == {"hidden_size": 8}
+    for wrong in ("B", "B/3", "H/2", 7):
+        with pytest.raises(UserError, match="Available: B/2, B/4"):
+            expand_sit_size({"size": wrong})

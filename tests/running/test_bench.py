@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from vfmbench.cli import main
-from vfmbench.running.bench import _FlopCounter, bench
+from vfmbench.registry import suites
+from vfmbench.reporting.tables import bench_table, published_seconds
+from vfmbench.running.bench import _FlopCounter, _measured, bench, matrix_rate
 from vfmbench.running.memory import peak_tensor_memory
 from vfmbench.running.runner import plan
+from vfmbench.training.untrained import untrained
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -60,6 +63,66 @@ def test_bench_counts_evaluations_and_flops(config):
     assert min(few.latency, few.seconds, few.memory, few.memory_per_sample) > 0
     assert 0 < few.network_share <= 1
     assert few.peak_share == pytest.approx(few.flops / few.seconds / 1e9)
+
+
+@pytest.mark.parametrize(("compiles", "slow", "calls"), [(False, False, 4), (False, True, 1), (True, True, 2)])
+def test_the_first_call_is_a_warm_up_unless_it_is_long_and_does_not_compile(monkeypatch, config, compiles, slow, calls):
+    monkeypatch.setattr("vfmbench.running.bench._ENOUGH_SECONDS", 0.0 if slow else 1e9)
+    checked = plan(config(method="pinv"))
+    sampler, made = checked.sampler_class(checked.suite, checked.options, CPU), []
+    _measured(lambda: made.append(None), sampler, 1, CPU, compiles)
+    assert len(made) == calls
+
+
+def test_bench_in_half_precision(config):
+    options = {"method": {"steps": 1}}
+    half, whole = (
+        bench(plan(config(method="latent_dps", options=options, precision=precision, device="cpu")), 1e9, 1)
+        for precision in ("bfloat16", "float32")
+    )
+    assert (half.precision, whole.precision) == ("bfloat16", "float32")
+    assert half.flops == pytest.approx(whole.flops, rel=1e-3)
+    assert half.evaluations == whole.evaluations
+    assert min(matrix_rate(CPU, precision) for precision in ("bfloat16", "float32")) > 0
+
+
+def test_untrained_networks_cost_what_the_trained_ones_do(config):
+    trained = bench(plan(config(method="vfm")), 1e9, 1)
+    with untrained(suites.get("digits")({})) as suite:
+        checked = plan(config(method="vfm"), suite)
+        cost = bench(checked, 1e9, 1, random_weights=True)
+        frozen = bench(plan(config(method="frozen_adapter"), suite), 1e9, 1, random_weights=True)
+    assert cost.random_weights
+    assert (cost.flops, cost.evaluations, cost.memory) == (trained.flops, trained.evaluations, trained.memory)
+    assert frozen.evaluations.adapter_forwards == 1
+    # Nobody's results may be mistaken for theirs.
+    real = plan(config(method="vfm")).identity
+    assert checked.identity.weights_sha256 != real.weights_sha256
+    assert checked.identity.dataset_sha256 != real.dataset_sha256
+
+
+def test_untrained_suites_of_points():
+    with untrained(suites.get("checkerboard")({})) as suite:
+        assert set(suite.training) <= {*suite.weights._manifest()}
+
+
+def test_the_papers_seconds_stand_beside_the_measured_ones(config):
+    cost = bench(plan(config(method="pinv")), 1e9, 1)
+    blur, first = published_seconds("imagenet256", "gaussian_deblur"), published_seconds("imagenet256", "denoise")
+    assert (blur["vfm"], blur["latent_daps"], blur["flowdps"]) == ("0.027", "46.86", "14.91")
+    assert first["vfm"] == "0.015 .. 0.027"
+    assert first["frozen_adapter"] == "0.015"
+    assert published_seconds("digits", "gaussian_deblur") == {}
+    headings = [str(column.header) for column in bench_table("", {"pinv": cost}, 1e9, first).columns]
+    assert headings[:3] == ["method", "paper, s", "batch 1"]
+    plain = bench_table("digits", {"pinv": cost}, 1e9)
+    assert "paper, s" not in [str(column.header) for column in plain.columns]
+    assert plain.title == "digits"
+
+
+def test_the_table_says_whose_weights_are_random(config):
+    cost = bench(plan(config(method="pinv")), 1e9, 1, random_weights=True)
+    assert bench_table("digits", {"pinv": cost}, 1e9).title == "digits (timing only, random weights: pinv)"
 
 
 @pytest.fixture

@@ -155,14 +155,21 @@ def test_folder_takes_any_size(pictures, tmp_path):
         suite.task("super_resolution", {})
 
 
-@pytest.mark.parametrize("suite", ["folder", "cifar10", "imagenet256"])
-def test_suites_without_networks_end_with_exit_code_3(capsys, suite, pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("suite", "hint"),
+    [
+        ("folder", "folder has no networks yet"),
+        ("cifar10", "cifar10 has no networks yet"),
+        ("imagenet256", "weights convert FILE --suite imagenet256"),
+    ],
+)
+def test_suites_without_networks_end_with_exit_code_3(capsys, suite, hint, pictures, tmp_path):
     arguments = ["run", "--suite", suite, "--task", "denoise", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--method", "pinv"]) == 3
     assert "--set data.path=" in capsys.readouterr().err
     built = suites.get(suite)({"data": {"path": str(pictures)}})
     for build in (built.flow, lambda device: built.weights.sha256("vfm")):
-        with pytest.raises(MissingError, match=f"{suite} has no networks yet"):
+        with pytest.raises(MissingError, match=hint):
             build(torch.device("cpu"))
     assert len(built.task_names) >= 6
     for task in built.task_names:
@@ -176,8 +183,10 @@ def test_vfm_on_a_folder_ends_with_exit_code_3(capsys, pictures, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_codec_of_imagenet256_is_not_there_yet():
+def test_the_codec_of_imagenet256_says_how_to_get_it():
     suite = suites.get("imagenet256")({})
     assert suite.latent_shape == (4, 32, 32)
-    with pytest.raises(MissingError, match="Stable Diffusion's VAE"):
-        suite.codec(torch.device("cpu"), None)
+    assert suite.external_names == ["sd_vae", "inception", "dino", "lpips_alex", "lpips_vgg"]
+    for look in (suite.codec_sha256, lambda: suite.codec(torch.device("cpu"), None)):
+        with pytest.raises(MissingError, match="vfmbench weights fetch sd_vae"):
+            look()

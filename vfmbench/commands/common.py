@@ -32,6 +32,8 @@ def run_configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -
         "preset": options.preset,
         "device": options.device,
         "batch_size": None if options.batch_size == "auto" else options.batch_size,
+        "precision": options.precision,
+        "compile": options.compile,
         "out": options.out,
         "metrics": names(options.metrics),
         "fresh": options.fresh,

@@ -141,18 +141,15 @@ def put_other_weights(suite: Suite, training: Training) -> None:
     for name in suite.training:
         if training.stage in _origins(suite, name):
             continue
-        try:
-            source = suite.weights.load(name)
-        except MissingError:
-            continue
-        if _stored_hash(trained, name) != source.sha256:
-            trained.save(name, source.tensors, source.entry)
+        sha256 = _stored_hash(suite.weights, name)
+        if sha256 is not None and _stored_hash(trained, name) != sha256:
+            trained.copy(name, suite.weights)
 
 
 def _origins(suite: Suite, name: str) -> set[str]:
     """The stage itself and all whose weights it is trained from, directly or not."""
-    needs = stages.get(suite.training[name].get("objective", name)).needs
-    return {name}.union(*(_origins(suite, need) for need in needs))
+    stage = stages.get(suite.training[name].get("objective", name))
+    return {name}.union(*(_origins(suite, need) for need in stage.needed(suite)))
 
 
 def _stored_hash(store: Any, name: str) -> str | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from vfmbench.config import validate
 from vfmbench.models.mlp import PerceptronFlow, PerceptronOptions
-from vfmbench.models.sit import SiT
+from vfmbench.models.sit import SiT, expand_sit_size
 from vfmbench.registry import unknown_name
 
 
@@ -17,12 +17,12 @@ def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -
     """A flow network with fresh weights for latents of this shape.
 
     Raises:
-        UserError: an unknown kind or option of a network for points.
+        UserError: an unknown kind, size of a SiT or option of a network for points.
         TypeError, ValueError: options that do not make a SiT.
     """
     kind = architecture.get("kind", "sit")
     if kind == "sit":
-        return SiT(**{key: value for key, value in architecture.items() if key != "kind"})
+        return SiT(**expand_sit_size({key: value for key, value in architecture.items() if key != "kind"}))
     if kind == "mlp":
         return PerceptronFlow(shape, validate(PerceptronOptions, architecture, "architecture.flow."))
     raise unknown_name("flow network", str(kind), ["sit", "mlp"])

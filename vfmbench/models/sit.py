@@ -9,10 +9,39 @@ Sources: SiT (Ma et al., arXiv 2401.08740), DiT (Peebles & Xie, arXiv 2212.09748
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vfmbench.registry import unknown_name
+
+# Width class -> hidden_size, depth, num_heads (SiT, table 1) and dmf_depth: 20 and 8 are those of the published DMF-XL/2 and of
+# VFM's DMF-B/2, the others follow DMF's advice of two thirds of the depth.
+WIDTHS = {
+    "S": {"hidden_size": 384, "depth": 12, "num_heads": 6, "dmf_depth": 8},
+    "B": {"hidden_size": 768, "depth": 12, "num_heads": 12, "dmf_depth": 8},
+    "L": {"hidden_size": 1024, "depth": 24, "num_heads": 16, "dmf_depth": 16},
+    "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16, "dmf_depth": 20},
+}
+PATCH_SIZES = (2, 4, 8)
+
+
+def expand_sit_size(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `SiT` in which a named `size`, "B/2" for width class B and patches of 2x2, is written out.
+
+    Other keys of the architecture win over those that the size stands for. Raises UserError for an unknown size.
+    """
+    options = dict(architecture)
+    if "size" not in options:
+        return options
+    size = str(options.pop("size"))
+    width, _, patch = size.partition("/")
+    if width not in WIDTHS or patch not in map(str, PATCH_SIZES):
+        raise unknown_name("SiT size", size, [f"{name}/{patch}" for name in WIDTHS for patch in PATCH_SIZES])
+    return {"patch_size": int(patch), **WIDTHS[width], **options}
 
 
 def sinusoidal_position_grid(dim: int, grid_size: int) -> Tensor:
@@ -33,16 +62,20 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
+def time_frequencies(frequency_size: int) -> Tensor:
+    """Angular frequencies w of the time features [cos(w t), sin(w t)], float32 [frequency_size / 2], from 1 down to 1e-4."""
+    half = frequency_size // 2
+    return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+
+
 class TimestepEmbedder(nn.Module):
     """Sinusoidal features of a time in [0, 1], then a two-layer MLP. `time_scale` multiplies the time first."""
 
     def __init__(self, hidden_size: int, frequency_size: int = 256, time_scale: float = 1.0):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
-        half = frequency_size // 2
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
         self.frequencies: Tensor
-        self.register_buffer("frequencies", time_scale * frequencies, persistent=False)
+        self.register_buffer("frequencies", time_scale * time_frequencies(frequency_size), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
         angle = t[:, None] * self.frequencies

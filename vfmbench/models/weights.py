@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vfmbench.base import MissingError
-from vfmbench.files import replace_file
+from vfmbench.files import file_sha256, replace_file
 
 MANIFEST = "manifest.json"
 
@@ -59,33 +59,62 @@ class WeightStore:
         return self.entry(name)["sha256"]
 
     def load(self, name: str) -> Weights:
-        """Raises MissingError if the file is absent, unreadable or not the one that the manifest names."""
+        """Raises MissingError if the file is absent, unreadable or not the one that the manifest names.
+
+        Tensors that are stored in float32 stay in the file, mapped into memory, until they are used.
+        """
         entry = self.entry(name)
         path = self.directory / entry["file"]
         try:
-            content = path.read_bytes()
+            found = file_sha256(path)
         except OSError as error:
             raise MissingError(f"Cannot read the weights {path}: {error.strerror}. {self.hint}") from error
-        found = hashlib.sha256(content).hexdigest()
         if found != entry["sha256"]:
             raise MissingError(
                 f"The weights {path} are damaged: SHA-256 is {found[:12]}..., expected {entry['sha256'][:12]}.... {self.hint}"
             )
         try:
-            tensors = load(content)
+            tensors = load_file(path)
         except SafetensorError as error:
             raise MissingError(f"The weights {path} are not a safetensors file ({error}). {self.hint}") from error
         return Weights({key: value.float() for key, value in tensors.items()}, entry, found)
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> None:
-        """Writes `<name>.safetensors` in half precision and its manifest entry; each file is replaced in one step."""
+    def save(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        entry: Mapping[str, Any],
+        dtype: torch.dtype | None = torch.float16,
+    ) -> None:
+        """Writes `<name>.safetensors` and its manifest entry; each file is replaced in one step.
+
+        Args:
+            dtype: that the tensors are stored in; None: each in its own.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        content = save({key: tensor.detach().to("cpu", torch.float16).contiguous() for key, tensor in tensors.items()})
-        file = f"{name}.safetensors"
-        replace_file(self.directory / file, content)
+        stored = {key: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for key, tensor in tensors.items()}
+        path = self.directory / f"{name}.safetensors"
+
+        def write(temporary: Path) -> None:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(stored, temporary)
+            # save_file makes a file that only its owner can read, but folders of weights are shared.
+            temporary.chmod(mode)
+
+        replace_file(path, write)
+        self._enter(name, {**entry, "file": path.name, "sha256": file_sha256(path)})
+
+    def copy(self, name: str, source: WeightStore) -> None:
+        """Takes over a file of another store as it is, with its hash. Raises MissingError if the source has no intact one."""
+        entry = source.load(name).entry
+        self.directory.mkdir(parents=True, exist_ok=True)
+        replace_file(self.directory / entry["file"], lambda path: shutil.copyfile(source.directory / entry["file"], path))
+        self._enter(name, entry)
+
+    def _enter(self, name: str, entry: Mapping[str, Any]) -> None:
         manifest = self._manifest() if (self.directory / MANIFEST).exists() else {}
-        manifest[name] = {**entry, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
-        replace_file(self.directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+        replace_file(self.directory / MANIFEST, json.dumps({**manifest, name: entry}, indent=1).encode())
 
     def _manifest(self) -> dict[str, dict[str, Any]]:
         path = self.directory / MANIFEST

@@ -18,7 +18,7 @@ from vfmbench.base import Status, UserError
 from vfmbench.registry import unknown_name
 from vfmbench.running.store import SCHEMA_VERSION, RunStore
 
-_METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256")
+_METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256", "precision")
 _HASH_DIGITS = 6
 
 
@@ -137,9 +137,11 @@ def by_image_set(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
 
 
 def labels(runs: Sequence[StoredRun]) -> list[str]:
-    """A column heading for each run: its method, and where a method occurs more than once the options that differ."""
+    """A column heading for each run: its method, and where it occurs more than once the options and precision that differ."""
     methods = [run.identity["method"] for run in runs]
-    names = _told_apart(methods, [run.identity["method_options"] for run in runs])
+    # The identity names no precision where it is the usual one.
+    options = [{**run.identity["method_options"], "precision": run.identity.get("precision", "float32")} for run in runs]
+    names = _told_apart(methods, options)
     return [
         name if names.count(name) == 1 else f"{name} #{run.hash[:_HASH_DIGITS]}" for name, run in zip(names, runs, strict=True)
     ]

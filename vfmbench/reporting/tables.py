@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +18,11 @@ from vfmbench.running.runner import Run
 from vfmbench.running.scoring import FolderScores
 
 _SETTINGS_WIDTH = 90
+
+PUBLISHED_SECONDS_SOURCE = (
+    "Paper: seconds per image of Variational Flow Maps (arXiv 2603.07276) on one GH200, 250 guidance steps; VFM's include its "
+    "projection for boxes, random pixels and Gaussian blur. A range is over its five tasks."
+)
 
 
 def comparison_note(preset: str) -> str:
@@ -107,16 +114,49 @@ def tuning_table(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
     return table
 
 
-def bench_table(title: str, costs: Mapping[str, Cost], rate: float) -> Table:
-    """Costs of methods beside each other; `rate` is the FLOP/s that the share of the peak refers to."""
+def published_seconds(suite: str, task: str) -> dict[str, str]:
+    """The paper's seconds per image by method; the range over its tasks where `task` is none of them.
+
+    Empty for other suites than the paper's.
+    """
+    if suite != "imagenet256":
+        return {}
+    lines = files(__package__).joinpath("published_seconds.csv").read_text().splitlines()
+    rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+    by_method: dict[str, dict[str, str]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["task"]] = row["seconds"]
+    return {method: seconds.get(task) or _range(seconds.values()) for method, seconds in by_method.items()}
+
+
+def _range(numbers: Iterable[str]) -> str:
+    ordered = sorted(numbers, key=float)
+    return ordered[0] if float(ordered[0]) == float(ordered[-1]) else f"{ordered[0]} .. {ordered[-1]}"
+
+
+def bench_table(title: str, costs: Mapping[str, Cost], rate: float, published: Mapping[str, str] | None = None) -> Table:
+    """Costs of methods beside each other.
+
+    Args:
+        rate: the FLOP/s that the share of the peak refers to.
+        published: the paper's seconds by method, from `published_seconds`; None: no such column.
+    """
+    published = published or {}
+    untrained = [method for method, cost in costs.items() if cost.random_weights]
+    precision = "/".join(sorted({cost.precision for cost in costs.values()}))
     caption = (
         "Seconds per sample. NFE: forwards / backwards; codec: decoder forwards / backwards, encoder forwards / backwards. "
-        f"GFLOP of one sample; peak: share of {rate / 1e9:.4g} GFLOP/s, this device's float32 matrix product. "
+        f"GFLOP of one sample; peak: share of {rate / 1e9:.4g} GFLOP/s, this device's {precision} matrix product. "
         "Memory of tensors, without weights."
     )
+    if published:
+        caption += f" {PUBLISHED_SECONDS_SOURCE}"
+    if untrained:
+        title += f" (timing only, random weights: {', '.join(untrained)})"
     table = Table(title=title, title_justify="left", caption=caption)
     table.add_column("method")
     headings = (
+        *(["paper, s"] if published else []),
         "batch 1",
         "best batch",
         "at",
@@ -134,6 +174,7 @@ def bench_table(title: str, costs: Mapping[str, Cost], rate: float) -> Table:
         counts = cost.evaluations
         table.add_row(
             method,
+            *([published.get(method, "")] if published else []),
             f"{cost.latency:.3g}",
             f"{cost.seconds:.3g}",
             str(cost.batch),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from vfmbench.config import Precision
 from vfmbench.interfaces import Evaluations, Sampler
+from vfmbench.models.execution import DTYPES, execution_of, with_execution
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.memory import peak_tensor_memory
@@ -29,14 +31,16 @@ class Cost:
     """Cost of one method.
 
     Attributes:
-        latency: seconds for one sample of one image, the median of at most three calls.
+        latency: seconds for one sample of one image, the median of at most three calls after one that is not counted.
         seconds: seconds per sample at `batch`, the batch size (in samples) of the highest throughput that was tried.
         network_share: share of `seconds` inside networks and codec.
         evaluations: per sample.
         flops: of one sample, multiplications and additions counted apart; matrix products, convolutions, attention only.
-        peak_share: flops / seconds over the device's own rate on a large matrix product.
-        memory: bytes of tensors at batch 1, weights not included.
+        peak_share: flops / seconds over the device's own rate on a large matrix product in the same precision.
+        memory: bytes of tensors at batch 1, weights not included; as without compilation.
         memory_per_sample: what each further sample adds; None if three do not fit.
+        precision: of the products inside networks.
+        random_weights: whether the networks were untrained.
     """
 
     latency: float
@@ -48,6 +52,8 @@ class Cost:
     peak_share: float
     memory: int
     memory_per_sample: float | None
+    precision: Precision
+    random_weights: bool
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -66,38 +72,46 @@ class _FlopCounter(TorchDispatchMode):
         return result
 
 
-def matrix_rate(device: torch.device) -> float:
-    """FLOP/s of a large float32 matrix product under the process's settings, the best of five."""
+def matrix_rate(device: torch.device, precision: Precision = "float32") -> float:
+    """FLOP/s of a large matrix product under the process's settings, the best of five."""
     side = 8192 if device.type == "cuda" else 1024
-    matrix = torch.randn(side, side, device=device)
+    matrix = torch.randn(side, side, device=device).to(DTYPES[precision])
     return 2 * side**3 / min(_seconds(lambda: matrix @ matrix, device) for _ in range(5))
 
 
-def bench(plan: Plan, rate: float, largest_batch: int) -> Cost:
-    """Measures one plan; `rate` from `matrix_rate`, so that all methods are held against the same number.
+def bench(plan: Plan, rate: float, largest_batch: int, random_weights: bool = False) -> Cost:
+    """Measures one plan.
 
     Batches grow fourfold from 1 to `largest_batch` as long as the time per sample falls by 5 % or more and memory suffices.
-    """
-    sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
 
-    def drawing(batch: int) -> Callable[[], object]:
+    Args:
+        rate: from `matrix_rate` in the plan's precision, so that all methods are held against the same number.
+        random_weights: whether the plan's suite has untrained networks; passed on to the result.
+    """
+    execution = execution_of(plan.suite)
+    eager_suite = with_execution(plan.suite, replace(execution, compile=False))
+    eager = plan.sampler_class(eager_suite, plan.options, plan.device)
+    sampler = plan.sampler_class(plan.suite, plan.options, plan.device) if execution.compile else eager
+
+    def drawing(batch: int, sampler: Sampler = sampler) -> Callable[[], object]:
         """A call that draws one sample for each of `batch` images, beginning again at the first where the split is smaller."""
         positions = [row % len(plan.dataset) for row in range(batch)]
         _, measurement = measure(plan, positions)
         noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(1)))
         return lambda: sampler.sample(measurement, 1, noise)
 
-    single = drawing(1)
+    # Operations are counted one by one, and compiled code does not show its own.
+    watched = drawing(1, eager)
     with _FlopCounter() as counter:
-        single()
-    memory = peak_tensor_memory(single, plan.device)
-    memory_per_sample = _memory_per_sample(drawing, memory, plan.device)
-    best = latency = _measured(single, sampler, 1, plan.device)
+        watched()
+    memory = peak_tensor_memory(watched, plan.device)
+    memory_per_sample = _memory_per_sample(drawing(3, eager), memory, plan.device)
+    best = latency = _measured(drawing(1), sampler, 1, plan.device, execution.compile)
     evaluations = sampler.meter.per_sample(1)
     batch, best_batch = _GROWTH, 1
     while batch <= largest_batch:
         try:
-            cost = _measured(drawing(batch), sampler, batch, plan.device)
+            cost = _measured(drawing(batch), sampler, batch, plan.device, execution.compile)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -119,25 +133,45 @@ def bench(plan: Plan, rate: float, largest_batch: int) -> Cost:
         peak_share=flops / best["seconds"] / rate,
         memory=memory,
         memory_per_sample=memory_per_sample,
+        precision=execution.precision,
+        random_weights=random_weights,
     )
 
 
-def _memory_per_sample(drawing: Callable[[int], Callable[[], object]], single: int, device: torch.device) -> float | None:
+def _memory_per_sample(draw_three: Callable[[], object], single: int, device: torch.device) -> float | None:
     try:
-        return (peak_tensor_memory(drawing(3), device) - single) / 2
+        return (peak_tensor_memory(draw_three, device) - single) / 2
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         return None
 
 
-def _measured(call: Callable[[], object], sampler: Sampler, batch: int, device: torch.device) -> dict[str, float]:
-    """Cost per sample of the call with the median time of at most three, fewer where they are long."""
-    costs: list[dict[str, float]] = []
-    while len(costs) < _REPEATS and sum(cost["seconds"] for cost in costs) * batch < _ENOUGH_SECONDS:
+def _measured(
+    call: Callable[[], object], sampler: Sampler, batch: int, device: torch.device, compiles: bool
+) -> dict[str, float]:
+    """Cost per sample of the call with the median time of at most three, fewer where they are long.
+
+    Args:
+        compiles: whether the first call compiles.
+
+    The first call is a warm-up and does not count, unless it is long and does not compile.
+    """
+
+    def once() -> dict[str, float]:
         with measure_cost(sampler.meter, batch, device) as cost:
             call()
-        costs.append(cost)
+        return cost
+
+    if compiles:
+        # Code for other batch sizes counts towards a limit, beyond which nothing is compiled.
+        torch.compiler.reset()
+    first = once()
+    if not compiles and first["seconds"] * batch >= _ENOUGH_SECONDS:
+        return first
+    costs = [once()]
+    while len(costs) < _REPEATS and sum(cost["seconds"] for cost in costs) * batch < _ENOUGH_SECONDS:
+        costs.append(once())
     return sorted(costs, key=lambda cost: cost["seconds"])[len(costs) // 2]
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vfmbench.base import Options, Status, UserError
-from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, tuned_values, validate
+from vfmbench.base import MissingError, Options, Status, UserError
+from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, is_preset_file, validate
 from vfmbench.interfaces import Dataset, Measurement, Sampler, Samples, Suite, Task
 from vfmbench.metrics.compute import compute_metrics, metrics_of_images
+from vfmbench.models.execution import Execution, execution_of, with_execution
 from vfmbench.models.images import to_float, to_stored
 from vfmbench.provenance import environment, now
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
@@ -26,7 +28,7 @@ from vfmbench.registry import metrics as metric_registry
 from vfmbench.registry import samplers, suites, unknown_name
 from vfmbench.running.cost import cost_metrics, measure_cost, summarise
 from vfmbench.running.evaluating import MetricNetworks, measured, metric_networks, stored_evaluation
-from vfmbench.running.store import RunStore, Shard, measurement_hashes
+from vfmbench.running.store import HostCopy, RunStore, Shard, ShardWriter, measurement_hashes
 
 Progress = Callable[[int, int], None]
 
@@ -40,11 +42,17 @@ DIVERGED_ABOVE = 100.0
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises UserError for `cuda` without a CUDA device."""
+    """`auto` takes CUDA where there is one. Raises UserError for `cuda` without a CUDA device.
+
+    On CUDA, float32 means float32: torch's convolutions would use TF32, whose products have ten bits.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto.")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,10 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     for name in metric_names:
         metric_registry.get(name)
     device = choose_device(config.device)
+    execution = Execution(config.precision, config.compile)
+    execution.check(device)
+    suite = with_execution(suite, execution)
+    weights = _weight_hashes(suite, config.split, sampler_class)
     dataset = suite.dataset(config.split)
     num_images = config.num_images or min(suite.num_images, len(dataset))
     if num_images > len(dataset):
@@ -128,10 +140,11 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
         method=config.method,
         method_options=dump(options),
         plugin_sha256=_plugin_hashes(sampler_class, type(task)),
-        weights_sha256={name: suite.weights.sha256(name) for name in sampler_class.weights},
+        weights_sha256=weights,
         num_images=num_images,
         samples=num_samples,
         seed=config.seed,
+        precision=config.precision,
     )
     return Plan(
         identity=identity,
@@ -148,22 +161,49 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     )
 
 
+def _weight_hashes(suite: Suite, split: str, sampler_class: type[Sampler]) -> dict[str, str]:
+    """SHA-256 of the weights that the method needs, by name; the codec's too, where it has any.
+
+    Raises MissingError that names all that is not there at once: data and weights.
+    """
+    hashes: dict[str, str] = {}
+    missing: list[str] = []
+
+    def look(name: str, read: Callable[[], str | None]) -> None:
+        try:
+            found = read()
+        except MissingError as error:
+            missing.append(str(error))
+        else:
+            hashes.update({} if found is None else {name: found})
+
+    for name in sampler_class.weights:
+        look(name, partial(suite.weights.sha256, name))
+    if sampler_class.weights:
+        look("codec", suite.codec_sha256)
+    try:
+        suite.dataset(split)
+    except MissingError as error:
+        missing.append(str(error))
+    if len(missing) > 1:
+        raise MissingError("\n".join([f"{len(missing)} things are missing.", *(f"  - {problem}" for problem in missing)]))
+    if missing:
+        raise MissingError(missing[0])
+    return hashes
+
+
 def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: Suite) -> Mapping[str, Any]:
     """The method's options under the preset; none where the method has no presets.
 
     Raises UserError for a preset or file that does not exist, whether the method has presets or not.
     """
-    from_file = config.preset.endswith((".yaml", ".yml"))
+    from_file = is_preset_file(config.preset)
     if from_file and not Path(config.preset).is_file():
         raise UserError(f"--preset: there is no file {config.preset}.")
     if not from_file and config.preset not in PRESETS:
         raise unknown_name("preset", config.preset, [*PRESETS, "FILE.yaml"])
     preset = getattr(sampler_class, "preset", None)
-    if preset is None:
-        return {}
-    if from_file:
-        return tuned_values(Path(config.preset), config.method, task, suite)
-    return preset(config.preset, config.method, task, suite)
+    return {} if preset is None else preset(config.preset, config.method, task, suite)
 
 
 def _plugin_hashes(*classes: type) -> dict[str, str]:
@@ -182,7 +222,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> Run:
     Args:
         progress: called as progress(images done, images planned) after every batch.
 
-    Raises UserError before any work starts; KeyboardInterrupt after everything finished so far has been stored.
+    Raises UserError before any work starts; KeyboardInterrupt after everything drawn so far has been stored.
     """
     return execute(plan(config), progress)
 
@@ -222,6 +262,7 @@ def _work(
         "images": len(todo),
         "batch_size": plan.batch_size,
         "metrics": names,
+        "compile": execution_of(plan.suite).compile,
         **environment(plan.device),
     }
     facts = {
@@ -309,41 +350,56 @@ def measure(plan: Plan, positions: list[int]) -> tuple[Tensor, Measurement]:
 
 
 def sample_images(plan: Plan, sampler: Sampler, todo: list[int], session: int, progress: Progress) -> int:
-    """Samples and stores the images at the given positions, batch by batch; returns the samples in a batch at the end."""
+    """Samples and stores the images at the given positions, batch by batch; returns the samples in a batch at the end.
+
+    `progress` hears of a batch as soon as it is drawn; all are stored when this returns or is interrupted.
+    """
     planned, samples = plan.identity.num_images, plan.identity.samples
     rows, warm, waiting = plan.batch_size, False, list(todo)
+    compiled_sizes = set[int]() if execution_of(plan.suite).compile else None
     progress(planned - len(waiting), planned)
-    while waiting:
-        batch = waiting[: max(1, rows // samples)]
-        positions = plan.dataset.readable(batch)
-        if positions:
-            shard = None
-            try:
-                shard = _draw(plan, sampler, positions, rows)
-            except RuntimeError as error:
-                tried = min(rows, len(positions) * samples)
-                if not out_of_memory(error) or tried == 1:
-                    raise
-            if shard is None:
-                # Results do not depend on the batch size, so the rest of the run takes a smaller one. The error, and with it
-                # the tensors of the batch that did not fit, is gone by now.
-                rows = tried // 2
-                LOG.warning("out of memory; going on with %d samples in a batch", rows)
-                torch.cuda.empty_cache()
-                continue
-            # The first batch of a process also pays for allocations and lazy initialisation.
-            shard.cost.update({"first_batch": float(not warm), "session": session})
-            warm = True
-            plan.store.write_shard(shard)
-        del waiting[: len(batch)]
-        progress(planned - len(waiting), planned)
+    with ShardWriter(plan.store) as writer:
+        while waiting:
+            batch = waiting[: max(1, rows // samples)]
+            positions = plan.dataset.readable(batch)
+            if positions:
+                facts = {"first_batch": float(not warm), "session": session}
+                finish = None
+                try:
+                    if compiled_sizes is not None and len(positions) not in compiled_sizes:
+                        # What compiles the networks for this size must not count as the time that a batch takes.
+                        _draw(plan, sampler, positions, rows, facts)
+                        compiled_sizes.add(len(positions))
+                    finish = _draw(plan, sampler, positions, rows, facts)
+                except RuntimeError as error:
+                    tried = min(rows, len(positions) * samples)
+                    if not out_of_memory(error) or tried == 1:
+                        raise
+                if finish is None:
+                    # Results do not depend on the batch size, so the rest of the run takes a smaller one. The error, and with
+                    # it the tensors of the batch that did not fit, is gone by now.
+                    rows = tried // 2
+                    LOG.warning("out of memory; going on with %d samples in a batch", rows)
+                    torch.cuda.empty_cache()
+                    continue
+                # The first batch of a process also pays for allocations and lazy initialisation.
+                warm = True
+                writer.write(finish)
+            del waiting[: len(batch)]
+            progress(planned - len(waiting), planned)
     for position, message in plan.dataset.errors.items():
         LOG.warning("image %d left out: %s", position, message)
     return rows
 
 
-def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shard:
-    """All samples of the images at the given positions, at most `rows` in a call of the sampler (for a single image)."""
+def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int, facts: Mapping[str, float]) -> Callable[[], Shard]:
+    """All samples of the images at the given positions, at most `rows` in a call of the sampler (for a single image).
+
+    Args:
+        facts: what the records say about the batch beside its cost.
+
+    Returns a function that gives the finished shard, to be called in any thread.
+    """
     samples = plan.identity.samples
     truth, measurement = measure(plan, positions)
     parts = []
@@ -352,7 +408,7 @@ def _draw(plan: Plan, sampler: Sampler, positions: list[int], rows: int) -> Shar
             drawn = range(start, samples if len(positions) > 1 else min(samples, start + rows))
             noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, drawn))
             parts.append(sampler.sample(measurement, len(drawn), noise))
-    return _shard(plan, sampler, parts, measurement, _fresh(plan, truth, measurement), cost)
+    return _shard(plan, sampler, parts, measurement, _fresh(plan, truth, measurement), {**cost, **facts})
 
 
 def _within_bounds(samples: Samples) -> Tensor:
@@ -378,8 +434,12 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def _shard(
     plan: Plan, sampler: Sampler, parts: list[Samples], measurement: Measurement, fresh: Measurement, cost: dict[str, float]
-) -> Shard:
-    """Args: parts: the sampler's answers, one after the other along the samples."""
+) -> Callable[[], Shard]:
+    """Starts the copies to the host of all that a shard holds; the function returned waits for them and gives the shard.
+
+    Args:
+        parts: the sampler's answers, one after the other along the samples.
+    """
     finite = torch.cat([_within_bounds(part) for part in parts], 1)
     images = torch.cat([part.images for part in parts], 1)
     samples = images.shape[1]
@@ -388,20 +448,27 @@ def _shard(
     seen = to_float(stored).flatten(0, 1)
     residual = measurement.repeat(samples).normalised_residual(seen).unflatten(0, (-1, samples))
     likelihood = fresh.repeat(samples).log_likelihood(seen).unflatten(0, (-1, samples))
+    tensors = {
+        "images": stored,
+        "index": measurement.index,
+        "label": measurement.label,
+        "residual": torch.where(finite, residual, torch.nan),
+        "log_likelihood": torch.where(finite, likelihood, torch.nan),
+    }
     points = plan.suite.modality == "points"
     sources = [part.source for part in parts if part.source is not None]
-    return Shard(
-        images=stored.cpu(),
-        index=measurement.index.cpu(),
-        label=measurement.label.cpu(),
-        residual=torch.where(finite, residual, torch.nan).cpu(),
-        log_likelihood=torch.where(finite, likelihood, torch.nan).cpu(),
-        measurement_hash=measurement_hashes(measurement.y),
-        cost=cost,
-        prior=_prior(plan, sampler, measurement, samples) if points else None,
-        source=torch.cat(sources, 1).cpu() if points and len(sources) == len(parts) else None,
-        effective_samples=_effective(parts, samples),
-    )
+    optional = {
+        "prior": _prior(plan, sampler, measurement, samples) if points else None,
+        "source": torch.cat(sources, 1) if points and len(sources) == len(parts) else None,
+        "effective_samples": _effective(parts, samples),
+    }
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    copied, measured_values = HostCopy(tensors), HostCopy({"y": measurement.y})
+
+    def finish() -> Shard:
+        return Shard(**copied.wait(), measurement_hash=measurement_hashes(measured_values.wait()["y"]), cost=cost)
+
+    return finish
 
 
 def _effective(parts: list[Samples], samples: int) -> Tensor | None:
@@ -410,7 +477,7 @@ def _effective(parts: list[Samples], samples: int) -> Tensor | None:
     if len(known) < len(parts):
         return None
     shared = torch.stack([1 / effective.double() - 1 / count for effective, count in known]).mean(0)
-    return (1 / (1 / samples + shared)).float().cpu()
+    return (1 / (1 / samples + shared)).float()
 
 
 def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int) -> Tensor | None:
@@ -421,4 +488,4 @@ def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int)
     rows = sample_rows(measurement.index, range(samples))
     draws = draw(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
     # Kept as they are: the metrics of a prior refuse draws that are not finite.
-    return to_stored(draws, plan.suite.modality).unflatten(0, (-1, samples)).cpu()
+    return to_stored(draws, plan.suite.modality).unflatten(0, (-1, samples))

@@ -13,6 +13,7 @@ from typing import Any
 
 from vfmbench.base import Status, UserError
 from vfmbench.files import BusyError
+from vfmbench.models.execution import execution_of
 from vfmbench.provenance import environment, now
 from vfmbench.running.runner import Plan, Progress, Run, execute, logging_to, sample_images
 
@@ -71,6 +72,7 @@ def _sample_part(plan: Plan, part: Part, progress: Progress) -> None:
         "images": len(todo),
         "batch_size": plan.batch_size,
         "metrics": [],
+        "compile": execution_of(plan.suite).compile,
         **environment(plan.device),
     }
     facts = {"status": Status.INTERRUPTED, "sessions": [*sessions, session]}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from vfmbench.interfaces import Suite
 from vfmbench.models.classifier import SmallClassifier
-from vfmbench.training.stage import Batches, Stage, TrainingOptions, whole_split
+from vfmbench.training.batches import whole_split
+from vfmbench.training.stage import Stage, TrainingOptions
 
 
 class FeatureStage(Stage):
@@ -30,7 +31,6 @@ class FeatureStage(Stage):
         super().__init__(*args)
         self._architecture = self._resolve(self.suite, self.options)
         self.networks = {"classifier": SmallClassifier(**self._architecture).to(self.device)}
-        self._batches = Batches(self.suite.dataset("train"), self.device)
 
     @staticmethod
     def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
@@ -41,15 +41,15 @@ class FeatureStage(Stage):
         SmallClassifier(**cls._resolve(suite, options))
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, label = self._batches.draw(self.options.batch_size, generator)
-        images = images + self.options.input_noise * torch.randn(images.shape, generator=generator).to(self.device)
+        images, label = self._batches.load(self._positions(generator))
+        images = images + self.options.input_noise * self._normal(len(images), images.shape[1:], generator)
         logits = self.networks["classifier"](images)
         loss = F.cross_entropy(logits, label, label_smoothing=self.options.label_smoothing)
         return loss, {"cross_entropy": loss.detach()}
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        images, label = whole_split(self.suite.dataset(split), self.device)
+        images, label = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
         return {"accuracy": (ema["classifier"](images).argmax(1) == label).float().mean().item()}
 
     def manifest(self) -> dict[str, Any]:

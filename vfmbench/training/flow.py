@@ -14,8 +14,10 @@ from vfmbench.metrics.frechet import frechet_distance
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.images import to_uint8
 from vfmbench.models.metering import Meter
-from vfmbench.models.sit import SiT
+from vfmbench.models.networks import flow_network
+from vfmbench.models.sit import expand_sit_size
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.training.image_stage import ImageOptions, LatentStage
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
     adaptive_scale,
@@ -25,22 +27,25 @@ from vfmbench.training.mean_flow import (
     flow_matching_loss,
     mean_flow_loss,
 )
-from vfmbench.training.stage import Batches, Stage, TrainingOptions
 
 
 def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `SiT` with the suite's shapes filled in."""
+    """The architecture of a `SiT` with the suite's shapes filled in."""
     channels, height, _ = suite.latent_shape
-    return {"input_size": height, "in_channels": channels, "num_classes": suite.num_classes, **architecture}
+    shapes = {"input_size": height, "in_channels": channels, "num_classes": suite.num_classes}
+    return expand_sit_size({**shapes, **architecture})
 
 
-class FlowStage(Stage):
-    """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest, from nothing."""
+class FlowStage(LatentStage):
+    """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest, from nothing.
+
+    Its evaluation is in the suite's first feature space, whose weights it needs where the suite trains them.
+    """
 
     name = "flow"
     needs = ("features",)
 
-    class Options(TrainingOptions, MeanFlowOptions):
+    class Options(ImageOptions, MeanFlowOptions):
         flow_matching_share: float = Field(0.5, ge=0, le=1, description="share of the batch at r = t")
 
     options: Options
@@ -48,53 +53,78 @@ class FlowStage(Stage):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._architecture = sit_architecture(self.suite, self.options.architecture)
-        self.networks = {"flow": SiT(**self._architecture).to(self.device)}
-        self._batches = Batches(self.suite.dataset("train"), self.device)
+        self.networks = {"flow": flow_network(self.suite.latent_shape, self._architecture).to(self.device)}
 
     @classmethod
     def check(cls, suite: Suite, options: Options) -> None:
-        SiT(**sit_architecture(suite, options.architecture))
+        with torch.device("meta"):
+            flow_network(suite.latent_shape, sit_architecture(suite, options.architecture))
+
+    @classmethod
+    def needed(cls, suite: Suite) -> tuple[str, ...]:
+        return tuple(name for name in cls.needs if name in suite.training)
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        options, network = self.options, self.networks["flow"]
-        x, label = self._batches.draw(options.batch_size, generator)
-        z = torch.randn(x.shape, generator=generator).to(self.device)
-        null = self.suite.num_classes
-        label = drop_labels(label, null, options.label_dropout, generator)
-        split = round(options.flow_matching_share * len(x))
-        omega = options.guidance_omega
-        t = draw_fm_time(split, options, generator).to(self.device)
-        flow_matching = flow_matching_loss(network, x[:split], z[:split], t, label[:split], null, omega)
-        t, r = (time.to(self.device) for time in draw_mean_flow_times(len(x) - split, options, generator))
-        mean_flow = mean_flow_loss(network, x[split:], z[split:], t, r, label[split:], null, omega)
-        loss = adaptive_scale(torch.cat([flow_matching, mean_flow])).mean()
-        return loss, {"flow_matching": flow_matching.detach().mean(), "mean_flow": mean_flow.detach().mean()}
+        options, network, share = self.options, self.networks["flow"], self.share
+        x, label = self._latents(self._positions(generator))
+        rows = share.whole(len(x))
+        z = self._normal(len(x), x.shape[1:], generator)
+        null, omega = self.suite.num_classes, options.guidance_omega
+        label = drop_labels(label, null, options.label_dropout, generator, share)
+        # The first rows of the whole batch are for flow matching, the last for mean flow; a share has some of each.
+        first = round(options.flow_matching_share * rows)
+        t = share.cut(draw_fm_time(first, options, generator)).to(self.device)
+        here = len(t)
+        times = torch.stack(draw_mean_flow_times(rows - first, options, generator), 1)
+        t_later, r = share.cut(torch.cat([times.new_zeros(first, 2), times]))[here:].to(self.device).unbind(1)
+        losses, terms = [], {}
+        if here:
+            matching = flow_matching_loss(network, x[:here], z[:here], t, label[:here], null, omega)
+            losses.append(matching)
+            terms["flow_matching"] = matching.detach().sum() * share.parts / first
+        if here < len(x):
+            mean_flow = mean_flow_loss(network, x[here:], z[here:], t_later, r, label[here:], null, omega)
+            losses.append(mean_flow)
+            terms["mean_flow"] = mean_flow.detach().sum() * share.parts / (rows - first)
+        return adaptive_scale(torch.cat(losses)).mean(), terms
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        """Frechet distance of class-conditional prior samples to the split, one step and 50 Euler steps, same labels."""
+        """Frechet distance of class-conditional prior samples to the split, one step and 50 Euler steps, same labels.
+
+        Raises MissingError without the weights of the suite's first feature space.
+        """
         space_name = self.suite.feature_space_names[0]
         space = self.suite.feature_space(space_name, self.device)
-        dataset = self.suite.dataset(split)
-        images, label = dataset.load(range(len(dataset)))
-        label = label.to(self.device)
-        z = PhiloxNoise(0, f"flow/{split}", torch.arange(len(label), device=self.device)).normal(self.suite.latent_shape, 0)
         meter = Meter(self.device)
         flow = FlowModel(ema["flow"], self.suite.latent_shape, self.suite.num_classes, meter)
-        samples = {"1": z - flow.average_velocity(z, 1.0, 0.0, label)}
-        x, steps = z, 50
-        for step in range(steps):
-            x = x - flow.velocity(x, 1 - step / steps, label) / steps
-        samples[str(steps)] = x
-        truth = space.features(images).double()
+        truth, labels = [], []
+        features: dict[str, list[Tensor]] = {"1": [], "50": []}
+        classes: dict[str, list[Tensor]] = {"1": [], "50": []}
+        for images, label, index in self._pieces(split):
+            truth.append(space.features(to_uint8(images)))
+            labels.append(label.cpu())
+            z = PhiloxNoise(0, f"flow/{split}", index).normal(self.suite.latent_shape, 0)
+            for steps, latents in (("1", z - flow.average_velocity(z, 1.0, 0.0, label)), ("50", _euler(flow, z, label, 50))):
+                decoded = to_uint8(self._codec.decode(latents))
+                features[steps].append(space.features(decoded))
+                predicted = space.classify(decoded)
+                if predicted is not None:
+                    classes[steps].append(predicted.cpu())
         result = {}
-        for key, latents in samples.items():
-            decoded = to_uint8(self.suite.codec(self.device, meter).decode(latents))
-            result[f"fid@{space_name}/steps={key}"] = frechet_distance(truth, space.features(decoded).double())[0]
-            predicted = space.classify(decoded)
-            if predicted is not None:
-                result[f"agreement@{space_name}/steps={key}"] = (predicted == label.cpu()).float().mean().item()
+        for steps, found in features.items():
+            distance = frechet_distance(torch.cat(truth).double(), torch.cat(found).double())[0]
+            result[f"fid@{space_name}/steps={steps}"] = distance
+            if classes[steps]:
+                right = torch.cat(classes[steps]) == torch.cat(labels)
+                result[f"agreement@{space_name}/steps={steps}"] = right.float().mean().item()
         return result
 
     def manifest(self) -> dict[str, Any]:
         return {"architecture": {"flow": self._architecture}}
+
+
+def _euler(flow: FlowModel, x: Tensor, label: Tensor, steps: int) -> Tensor:
+    for step in range(steps):
+        x = x - flow.velocity(x, 1 - step / steps, label) / steps
+    return x

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmbench.base import Options
+from vfmbench.training.processes import WHOLE, Share
 
 # torch's own forward-mode code still uses it; users can do nothing about the warning.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
@@ -47,9 +48,10 @@ def draw_mean_flow_times(batch: int, options: MeanFlowOptions, generator: torch.
     return t, r
 
 
-def drop_labels(label: Tensor, null_label: int, share: float, generator: torch.Generator) -> Tensor:
-    dropped = (torch.rand(len(label), generator=generator) < share).to(label.device)
-    return torch.where(dropped, null_label, label)
+def drop_labels(label: Tensor, null_label: int, probability: float, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+    """The labels of a share of a batch, each replaced by the null label with this probability."""
+    dropped = torch.rand(share.whole(len(label)), generator=generator) < probability
+    return torch.where(share.cut(dropped).to(label.device), null_label, label)
 
 
 @torch.no_grad()
@@ -93,6 +95,10 @@ def mean_flow_loss(
     return (network(x_t, t, r, label) - target).square().flatten(1).mean(1)
 
 
-def adaptive_scale(loss: Tensor, power: float = 1.0, constant: float = 0.01) -> Tensor:
-    """loss / stopgrad(loss + c)^p per sample (VFM section 3.4)."""
-    return loss / (loss.detach() + constant) ** power
+def adaptive_scale(loss: Tensor, power: float = 1.0, constant: float = 0.01, size: Tensor | None = None) -> Tensor:
+    """loss / stopgrad(loss + c)^p, entry by entry (VFM section 3.4).
+
+    Args:
+        size: stands for the loss in the denominator: for a part of a batch, the loss of the whole.
+    """
+    return loss / ((loss if size is None else size).detach() + constant) ** power

@@ -22,8 +22,10 @@ from vfmbench.metrics.posterior import crps
 from vfmbench.metrics.prior import mmd_prior, sacc_prior
 from vfmbench.models.networks import flow_network
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
+from vfmbench.training.batches import whole_split
 from vfmbench.training.mean_flow import adaptive_scale
-from vfmbench.training.stage import Batches, Stage, TrainingOptions, whole_split
+from vfmbench.training.processes import WHOLE, Share
+from vfmbench.training.stage import Stage, TrainingOptions
 
 _VALIDATION_POINTS, _VALIDATION_SAMPLES = 500, 100
 _OF_PRIOR: dict[str, Metric] = {"sacc_prior": sacc_prior, "mmd_prior": mmd_prior}
@@ -42,15 +44,16 @@ class CoupledFlowOptions(Options):
 
 
 def squared_errors(
-    network: nn.Module, x: Tensor, z: Tensor, distinct_share: float, generator: torch.Generator
+    network: nn.Module, x: Tensor, z: Tensor, distinct_share: float, generator: torch.Generator, share: Share = WHOLE
 ) -> tuple[Tensor, Tensor]:
     """|u(x_t,t,r) - sg(v - (t - r) du/dt)|^2, summed over coordinates, [B], and t - r, [B].
 
     The gradient reaches x and z through x_t, never through the target. Where r = t the target is v itself, so that the
-    derivative along (v, 1, 0) is only taken for the other rows.
+    derivative along (v, 1, 0) is only taken for the other rows. x and z are this share of a batch.
     """
-    rows, distinct = len(x), round(distinct_share * len(x))
-    first, second = torch.rand(2, rows, generator=generator).to(x)
+    rows = len(x)
+    distinct = share.before(round(distinct_share * share.whole(rows)))
+    first, second = share.cut(torch.rand(2, share.whole(rows), generator=generator).T).T.to(x)
     t = torch.maximum(first, second)
     r = torch.cat([torch.minimum(first, second)[:distinct], t[distinct:]])
     x_t = torch.lerp(x, z, t[:, None, None, None])
@@ -67,14 +70,16 @@ def squared_errors(
 
 
 class PointStage(Stage):
-    """What all stages share: batches of points, one-step draws, validation against the exact posterior."""
+    """What all stages share: one-step draws, the loss of a batch, validation against the exact posterior."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self._batches = Batches(self.suite.dataset("train"), self.device)
+    by_rows = False
 
-    def _normal(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(self.device)
+    def _points(self, generator: torch.Generator) -> Tensor:
+        return self._batches.load(self._positions(generator))[0]
+
+    def _whole_batch(self, mean: Tensor) -> Tensor:
+        """From a mean over this process's rows to the mean over all rows of the batch, without gradient."""
+        return self.processes.mean(mean.detach())
 
     def _one_step(self, network: nn.Module, z: Tensor) -> Tensor:
         one = torch.ones(len(z), device=self.device)
@@ -85,7 +90,7 @@ class PointStage(Stage):
 
         Those that cannot be computed are left out. Raises FloatingPointError for samples that are not finite.
         """
-        truth = whole_split(self.suite.dataset(split), self.device)[0][:_VALIDATION_POINTS]
+        truth = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)[0][:_VALIDATION_POINTS]
         index = torch.arange(len(truth), device=self.device)
         rows = sample_rows(index, range(_VALIDATION_SAMPLES))
         prior = PhiloxNoise(0, f"prior/{split}", *rows).normal(self.suite.latent_shape, 0)
@@ -133,10 +138,11 @@ class PointFlowStage(PointStage):
         flow_network(suite.latent_shape, options.architecture)
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, _ = self._batches.draw(self.options.batch_size, generator)
-        z = self._normal(x, generator)
-        errors, _ = squared_errors(self.networks["flow"], x, z, self._distinct_share, generator)
-        return adaptive_scale(errors.mean()), {"squared_error": errors.detach().mean()}
+        x = self._points(generator)
+        z = self._normal(len(x), x.shape[1:], generator)
+        errors, _ = squared_errors(self.networks["flow"], x, z, self._distinct_share, generator, self.share)
+        loss = errors.mean()
+        return adaptive_scale(loss, size=self._whole_batch(loss)), {"squared_error": loss.detach()}
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:

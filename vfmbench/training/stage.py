@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from rich.console import Console
 from torch import Tensor, nn
 
 from vfmbench.base import Options
-from vfmbench.interfaces import Dataset, Suite
-from vfmbench.models.images import to_float
+from vfmbench.interfaces import Suite
 from vfmbench.models.weights import WeightStore
+from vfmbench.training.batches import Batches
+from vfmbench.training.processes import WHOLE, Processes, Share
 
 
 class TrainingOptions(Options):
-    """Options that every stage shares."""
+    """Options that every stage shares. Those that only say how the work is done may change between a start and a resumption."""
 
     architecture: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the trained networks")
     steps: int = Field(ge=1)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(256, ge=2, description="rows in one step, over all processes and micro-batches")
+    accumulate: int = Field(1, ge=1, exclude=True, description="micro-batches of a process in one step, for smaller memory")
     learning_rate: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: str = Field("constant", pattern="^(constant|cosine)$", description="of the learning rate after the warm-up")
@@ -30,7 +34,12 @@ class TrainingOptions(Options):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward passes; weights stay float32")
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     validate_every: int = Field(200, ge=1)
+    validate_images: int | None = Field(None, ge=1, description="first images of a split that are evaluated; null: all")
     checkpoint_every: int = Field(100, ge=1)
+    loader_threads: int = Field(
+        0, ge=0, exclude=True, description="threads of a process that decode the next step's images; 0: for data in memory"
+    )
+    tensorboard: bool = Field(False, exclude=True, description="also write the curves for TensorBoard, in the stage's folder")
     seed: int = Field(0, ge=0)
 
 
@@ -40,53 +49,75 @@ class Stage:
     Attributes:
         name: of the stage and of its weight file.
         needs: stages whose weights it starts from.
+        by_rows: whether the loss is a mean over rows of which each stands for itself; only then may it be accumulated.
         networks: the trained networks by name; each gets its own AdamW optimiser and its own clipping.
+        processes: those that train together; set by the trainer.
+        share: the rows of the step's batch that `loss` is asked for; set by the trainer before each call.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    by_rows: ClassVar[bool] = True
     Options: ClassVar[type[TrainingOptions]]
     networks: Mapping[str, nn.Module]
+    share: Share = WHOLE
 
     def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
         self.suite, self.options, self.weights, self.device = suite, options, weights, device
+        self.processes = Processes(device)
+        self._batches = Batches(suite.dataset("train"), device, options.loader_threads)
 
     @classmethod
     def check(cls, suite: Suite, options: Any) -> None:
         """Cheap checks before any stage is trained. Raises UserError, or TypeError or ValueError for a wrong architecture."""
 
+    @classmethod
+    def needed(cls, suite: Suite) -> tuple[str, ...]:
+        """Those of `needs` that this suite's stage starts from."""
+        return cls.needs
+
     def inputs(self) -> dict[str, str]:
         """SHA-256 of all that the stage starts from: the training split and the weights of earlier stages."""
-        hashes = {f"{name} weights": self.weights.sha256(name) for name in self.needs}
+        hashes = {f"{name} weights": self.weights.sha256(name) for name in self.needed(self.suite)}
         return {"training data": self.suite.dataset("train").sha256, **hashes}
 
+    def prepare(self, out: Path, console: Console) -> None:
+        """What is done once before the first step. Args: out: folder for what the suite's stages may share."""
+
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and the terms to log. All randomness comes from `generator` (on the CPU) or from `step`."""
+        """The scalar to minimise and the terms to log, means over the rows of `share`.
+
+        All randomness comes from `generator` (on the CPU) or from `step`: numbers are drawn for the whole batch, the batch's
+        positions first, and then cut by `share`. A stage that leaves `share` alone computes the whole batch every time, which
+        is slow and right.
+        """
         raise NotImplementedError
 
+    def read_ahead(self, generator: torch.Generator, shares: Sequence[Share]) -> None:
+        """Starts to read the images of a coming step, whose generator this is."""
+        positions = self._batches.positions(self.options.batch_size, generator)
+        for share in shares:
+            self._batches.read_ahead(share.cut(positions))
+
+    def close(self) -> None:
+        """Drops what was read ahead."""
+        self._batches.forget()
+
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        """Numbers of the EMA networks on `split`: drawn as validation curves, and on the test split written to the manifest."""
+        """Numbers of the EMA networks on `split`: drawn as validation curves, and on the test split written to the manifest.
+
+        Raises MissingError where weights are missing that only the evaluation needs.
+        """
         raise NotImplementedError
 
     def manifest(self) -> dict[str, Any]:
         """Manifest fields that loading needs, at least `architecture`."""
         raise NotImplementedError
 
+    def _positions(self, generator: torch.Generator) -> Tensor:
+        """Where the share's images stand in the training split."""
+        return self.share.cut(self._batches.positions(self.options.batch_size, generator))
 
-class Batches:
-    """Random training batches of a data set on a device, drawn with replacement."""
-
-    def __init__(self, dataset: Dataset, device: torch.device):
-        self._dataset, self._device = dataset, device
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images [size,C,H,W] in [-1,1] and labels [size]."""
-        rows = torch.randint(len(self._dataset), (size,), generator=generator)
-        images, labels = self._dataset.load(rows.tolist())
-        return to_float(images.to(self._device)), labels.to(self._device)
-
-
-def whole_split(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All images in [-1,1] and labels of a small split."""
-    images, labels = dataset.load(range(len(dataset)))
-    return to_float(images.to(device)), labels.to(device)
+    def _normal(self, rows: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Standard normal numbers for the share's rows, [rows, *shape]."""
+        return self.share.cut(torch.randn(self.share.whole(rows), *shape, generator=generator)).to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vfmbench.models.weights import WeightStore
 from vfmbench.provenance import git_commit
 from vfmbench.registry import stages as stage_registry
 from vfmbench.registry import unknown_name
+from vfmbench.training.processes import Processes, join
 from vfmbench.training.stage import Stage, TrainingOptions
 from vfmbench.training.trainer import Trainer
 
@@ -32,10 +34,13 @@ def train(
     fresh: bool,
     console: Console,
 ) -> None:
-    """Trains one stage, or with `all` every stage of the suite, into `out`.
+    """Trains one stage, or with `all` every stage of the suite, into `out`, which all processes must see.
+
+    Processes that `accelerate launch` or `torchrun` started together train together, each on its own device.
 
     Args:
         overrides: options by stage name, on top of the suite's.
+        device: its kind; with several processes each takes its own of that kind.
 
     Raises UserError for an unknown stage, a wrong option or an `out` in use before anything is trained. A stage starts from the
     weights that earlier stages left in `out`, else from the suite's own; a stage that is already trained there is left alone.
@@ -57,9 +62,26 @@ def train(
             classes[name].check(suite, options[name])
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}.architecture: {error}.") from error
-    with locked_directory(out):
+    processes = join(device)
+    for name in names:
+        _check_batch(name, classes[name], options[name], processes)
+    if not processes.main:
+        console = Console(quiet=True)
+    with locked_directory(out) if processes.main else nullcontext():
         for name in names:
-            _train_stage(classes[name], options[name], suite, out, device, fresh, console)
+            _train_stage(classes[name], options[name], suite, out, processes, fresh, console)
+
+
+def _check_batch(name: str, stage_class: type[Stage], options: TrainingOptions, processes: Processes) -> None:
+    if options.accumulate > 1 and not stage_class.by_rows:
+        raise UserError(
+            f"{name}.accumulate must be 1, not {options.accumulate}: the loss of this stage is scaled by its mean over the "
+            "whole batch, which is known only once all rows are computed."
+        )
+    try:
+        processes.shares(options.batch_size, options.accumulate)
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from None
 
 
 def _train_stage(
@@ -67,19 +89,20 @@ def _train_stage(
     options: TrainingOptions,
     suite: Suite,
     out: Path,
-    device: torch.device,
+    processes: Processes,
     fresh: bool,
     console: Console,
 ) -> None:
     name, trained = stage_class.name, suite.with_weights(out)
-    for need in stage_class.needs:
-        if not _has(trained.weights, need):
-            source = suite.weights.load(need)
-            trained.weights.save(need, source.tensors, source.entry)
-            console.log(f"{name} starts from the suite's own weights {need!r}")
+    if processes.main:
+        for need in stage_class.needed(suite):
+            if not _has(trained.weights, need):
+                trained.weights.copy(need, suite.weights)
+                console.log(f"{name} starts from the suite's own weights {need!r}")
+    processes.wait()
     torch.manual_seed(options.seed)
-    instance = stage_class(trained, options, trained.weights, device)
-    trainer = Trainer(instance, out / name, console)
+    instance = stage_class(trained, options, trained.weights, processes.device)
+    trainer = Trainer(instance, out / name, console, processes)
     if not fresh:
         trainer.resume()
         if trainer.finished and _has(trained.weights, name):
@@ -97,12 +120,15 @@ def _train_stage(
             "commit": git_commit(),
             "seconds": round(trainer.seconds, 1),
             "threads": torch.get_num_threads(),
-            "device": str(device),
+            "processes": processes.count,
+            "device": str(processes.device),
             "options": dump(options),
         },
-        "test": _round(instance.evaluate(networks, "test")),
+        "test": _round(trainer.evaluate(networks, "test")),
     }
-    trained.weights.save(name, _flatten(networks), entry)
+    if processes.main:
+        trained.weights.save(name, _flatten(networks), entry)
+    processes.wait()
     console.log(f"{name}: {trainer.seconds:.0f} s of training steps; wrote {out / name}.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""The one trainer: loop, learning-rate schedule, EMA, validation curves, checkpoints that resume exactly."""
+"""The one trainer: loop, micro-batches, processes, schedule, EMA, validation curves, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
+from vfmbench.base import MissingError, UserError
 from vfmbench.config import dump
 from vfmbench.files import replace_file
+from vfmbench.training.processes import Processes
 from vfmbench.training.stage import Stage
 
 LOG_EVERY = 20
@@ -44,13 +45,23 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 class Trainer:
-    """Trains one stage in `directory`: `checkpoint.pt` (resume), `curves.csv`, `curves.png`.
+    """Trains one stage in `directory`: `checkpoint.pt` (resume), `curves.csv`, `curves.png`, and a folder `tensorboard`.
 
-    A step's randomness depends on (seed, step) alone, so a resumed training repeats the uninterrupted one.
+    A row's randomness depends on (seed, step, row) alone, so that a resumed training repeats the uninterrupted one, and a
+    training of several processes or micro-batches that of one, up to the order of summation.
+
+    Args:
+        console: for progress and messages; the main process alone should have one that prints.
+        processes: those that train together; by default this one alone.
+
+    Raises UserError for a batch that cannot be divided evenly.
     """
 
-    def __init__(self, stage: Stage, directory: Path, console: Console):
+    def __init__(self, stage: Stage, directory: Path, console: Console, processes: Processes | None = None):
         self._stage, self._directory, self._console = stage, directory, console
+        self._processes = processes or Processes(stage.device)
+        self._shares = self._processes.shares(stage.options.batch_size, stage.options.accumulate)
+        stage.processes, stage.share = self._processes, self._shares[0]
         self._options = stage.options
         self._networks = stage.networks
         self._ema = {name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in self._networks.items()}
@@ -68,6 +79,8 @@ class Trainer:
         self._step = 0
         self._seconds = 0.0
         self._rows: list[dict[str, float]] = []
+        self._stop = False
+        self._board: Any = None
 
     @property
     def finished(self) -> bool:
@@ -80,13 +93,27 @@ class Trainer:
         return self._seconds
 
     def run(self) -> Mapping[str, nn.Module]:
-        """Trains to the last step and returns the EMA networks. Ctrl-C and SIGTERM end the step and save a checkpoint first.
+        """Trains to the last step and returns the EMA networks.
 
-        Raises FloatingPointError if the loss is not finite.
+        Ctrl-C and SIGTERM, in whichever process, end the step of all of them, and a checkpoint is saved first.
+
+        Raises FloatingPointError if the loss is not finite, MissingError for TensorBoard curves without its package.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
+        if self._options.tensorboard and self._processes.main:
+            self._board = _open_board(self._directory / "tensorboard", self._step)
+        self._stage.prepare(self._directory.parent, self._console)
         for network in self._networks.values():
             network.train()
+        try:
+            self._train()
+        finally:
+            self._stage.close()
+            if self._board is not None:
+                self._board.close()
+        return self._ema
+
+    def _train(self) -> None:
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -95,42 +122,54 @@ class Trainer:
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
             console=self._console,
+            disable=not self._processes.main,
         ) as progress:
             bar = progress.add_task(self._stage.name, total=self._options.steps, completed=self._step, loss="")
             with _deferred_interrupt() as interrupted:
                 while self._step < self._options.steps:
-                    if interrupted():
-                        self._save()
-                        raise KeyboardInterrupt
-                    terms = self._train_step()
+                    terms = self._train_step(interrupted)
                     if self._step % LOG_EVERY == 0 or self._step == self._options.steps:
-                        values = {key: float(value) for key, value in terms.items()}
+                        values = self._mean_terms(terms)
                         progress.update(bar, completed=self._step, loss=" ".join(f"{k} {v:.3f}" for k, v in values.items()))
-                        self._rows.append({"step": self._step, **values})
+                        self._log(values)
                     if self._step % self._options.validate_every == 0 or self._step == self._options.steps:
                         self._validate()
                     if self._step % self._options.checkpoint_every == 0:
                         self._save()
+                    if self._stop and self._step < self._options.steps:
+                        self._save()
+                        # A launcher ends all processes once one has ended.
+                        self._processes.wait()
+                        raise KeyboardInterrupt
         self._save()
-        return self._ema
 
-    def _train_step(self) -> dict[str, Tensor]:
+    def _train_step(self, interrupted: Callable[[], bool]) -> list[dict[str, Tensor]]:
+        """One update of all networks; the terms of each micro-batch."""
         start = time.perf_counter()
         rate = self._learning_rate()
         for optimiser in self._optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-        # torch's CPU generator keeps 32 bits of a seed, so the step cannot simply be added to a shifted seed.
-        text = f"{self._options.seed}/{self._stage.name}/{self._step}"
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
+        if self._options.loader_threads and self._step + 1 < self._options.steps:
+            self._stage.read_ahead(self._generator(self._step + 1), self._shares)
         low = self._options.precision != "float32"
-        # The cache would keep half-precision weights that were cast without a graph, and the loss would lose its gradient.
-        with torch.autocast(self._stage.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-            loss, terms = self._stage.loss(self._step, generator, self._ema)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"The loss of stage {self._stage.name} is {loss.item()} at step {self._step}.")
-        loss.backward()
+        losses, terms = [], []
+        for share in self._shares:
+            self._stage.share = share
+            # The cache would keep half-precision weights that were cast without a graph, and the loss would lose its gradient.
+            with torch.autocast(self._stage.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
+                loss, own = self._stage.loss(self._step, self._generator(self._step), self._ema)
+            (loss / len(self._shares)).backward()
+            losses.append(loss.detach())
+            terms.append(own)
+        # One message says how the loss is and whether a process has been told to stop, so that all end at the same step.
+        stop = losses[0].new_tensor(float(interrupted()))
+        mean_loss, stops = self._processes.mean(torch.stack([torch.stack(losses).mean(), stop])).tolist()
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(f"The loss of stage {self._stage.name} is {mean_loss} at step {self._step}.")
+        self._stop = stops > 0
+        self._processes.average_gradients(self._networks.values())
         for name, network in self._networks.items():
             if self._options.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), self._options.gradient_clip)
@@ -144,6 +183,25 @@ class Trainer:
         self._seconds += time.perf_counter() - start
         return terms
 
+    def _generator(self, step: int) -> torch.Generator:
+        """The step's random numbers, the same for every process and micro-batch."""
+        # torch's CPU generator keeps 32 bits of a seed, so the step cannot simply be added to a shifted seed.
+        text = f"{self._options.seed}/{self._stage.name}/{step}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
+
+    def _mean_terms(self, terms: list[dict[str, Tensor]]) -> dict[str, float]:
+        """The logged terms over all micro-batches and processes."""
+        if not terms[0]:
+            return {}
+        stacked = torch.stack([torch.stack([value.float() for value in own.values()]) for own in terms]).mean(0)
+        return dict(zip(terms[0], self._processes.mean(stacked).tolist(), strict=True))
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        self._rows.append({"step": self._step, **values})
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, self._step)
+
     def _learning_rate(self) -> float:
         options = self._options
         if self._step < options.warmup_steps:
@@ -153,13 +211,26 @@ class Trainer:
         done = (self._step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
         return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
+    def evaluate(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        """The stage's numbers on a split; none, and the reason logged, where weights are missing that only they need."""
+        try:
+            return self._stage.evaluate(networks, split)
+        except MissingError as error:
+            self._console.log(f"{self._stage.name}: no numbers on the {split} split: {error}", markup=False)
+            return {}
+
     def _validate(self) -> None:
-        values = self._stage.evaluate(self._ema, "validation")
-        self._rows.append({"step": self._step, **{f"validation/{key}": value for key, value in values.items()}})
+        # Every process computes them: waiting for one would take as long.
+        values = self.evaluate(self._ema, "validation")
+        if not values:
+            return
+        self._log({f"validation/{key}": value for key, value in values.items()})
         numbers = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
         self._console.log(f"{self._stage.name} step {self._step}: {numbers}")
 
     def _save(self) -> None:
+        if not self._processes.main:
+            return
         state = {
             "options": self._identity,
             "step": self._step,
@@ -171,9 +242,11 @@ class Trainer:
         }
         replace_file(self._directory / "checkpoint.pt", lambda path: torch.save(state, path))
         self._write_curves()
+        if self._board is not None:
+            self._board.flush()
 
     def resume(self) -> None:
-        """Continues from the directory's checkpoint, if there is one.
+        """Continues from the directory's checkpoint, if there is one, with any number of processes and micro-batches.
 
         Raises UserError if it belongs to other options, other data or other weights of an earlier stage.
         """
@@ -214,3 +287,12 @@ class Trainer:
         figure.tight_layout()
         figure.savefig(self._directory / "curves.png", dpi=90)
         pyplot.close(figure)
+
+
+def _open_board(directory: Path, step: int) -> Any:
+    """A writer of TensorBoard curves that go on after `step`. Raises MissingError without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingError("tensorboard=true needs the package tensorboard: pip install tensorboard.") from error
+    return SummaryWriter(str(directory), purge_step=step + 1)

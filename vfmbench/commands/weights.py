@@ -1,0 +1,126 @@
+"""`vfmbench weights`: which weights of others are here, fetching them, checking them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from vfmbench.base import EXIT_FAILED, MissingError, UserError
+from vfmbench.config import parse_overrides, validate
+from vfmbench.models.external_files import FILES, ExternalFile, ExternalPaths, user_weights_folder
+from vfmbench.models.fetching import fetch
+from vfmbench.models.inventory import (
+    checkpoint_statuses,
+    damage,
+    file_status,
+    file_statuses,
+    shipped_folders,
+    user_folders,
+)
+from vfmbench.registry import suites, unknown_name
+from vfmbench.reporting import console
+from vfmbench.reporting.weights_table import document, page, verdict
+
+
+def main(options: argparse.Namespace) -> int:
+    return {"status": _status, "fetch": _fetch, "verify": _verify, "convert": _convert}[options.action](options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    """`weights status [--set weights.NAME=PATH] [--json]`."""
+    statuses, checkpoints = file_statuses(_paths(options)), checkpoint_statuses()
+    if options.json:
+        print(json.dumps(document(statuses, checkpoints)))
+        return 0
+    console.OUT.print(page(statuses, checkpoints), crop=False)
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    """`weights fetch NAME...|all|--suite S`: one that cannot be fetched does not keep the others from being tried."""
+    code = 0
+    for name in _to_fetch(options):
+        found = file_status(FILES[name], ExternalPaths())
+        if found.problem:
+            raise UserError(found.problem)
+        if found.located is not None and not found.broken:
+            console.ERR.print(f"{name} is there: {found.located.path}", soft_wrap=True)
+            continue
+        try:
+            path = _fetch_one(FILES[name])
+        except MissingError as error:
+            print(f"vfmbench: {error}", file=sys.stderr)
+            code = error.exit_code
+        else:
+            console.ERR.print(f"{name}: {path}", soft_wrap=True)
+    return code
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """`weights verify [NAME...]`: external files by name, weights folders by their suite; all by default."""
+    folders = [*shipped_folders(), *user_folders()]
+    known = [*FILES, *dict.fromkeys(folder.name for folder in folders)]
+    for name in options.names:
+        if name not in known:
+            raise unknown_name("weights", name, known)
+    damaged = False
+    chosen = options.names or known
+    for found in file_statuses(_paths(options), [name for name in FILES if name in chosen]):
+        damaged |= found.broken
+        console.OUT.print(verdict(found), soft_wrap=True, markup=False)
+    for folder in folders:
+        if folder.name in chosen:
+            for name, problem in damage(folder):
+                damaged |= bool(problem)
+                console.OUT.print(f"{folder.name}/{name}: {problem or 'ok'}", soft_wrap=True, markup=False)
+    return EXIT_FAILED if damaged else 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    """`weights convert FILE [DIR] [--suite S] [--set convert.KEY=VALUE]`."""
+    # Reads networks, which the other actions do without.
+    from vfmbench.models.conversion import ConversionOptions, convert
+
+    suite = suites.get(options.suite)({})
+    values = parse_overrides(options.overrides, ["convert"]).get("convert", {})
+    folder = user_weights_folder(suite.name) if options.out is None else Path(options.out)
+    conversion = convert(Path(options.file), folder, suite, validate(ConversionOptions, values, "convert."))
+    for line in conversion.report():
+        console.OUT.print(line, soft_wrap=True, markup=False)
+    return 0
+
+
+def _fetch_one(file: ExternalFile) -> Path:
+    """With a bar from the moment that the server answers."""
+    with ExitStack() as stack:
+        update: Callable[[int, int], None] | None = None
+
+        def megabytes(done: int, total: int) -> None:
+            nonlocal update
+            update = update or stack.enter_context(console.progress(file.name, "MB"))
+            update(done // 10**6, total // 10**6)
+
+        return fetch(file, megabytes)
+
+
+def _paths(options: argparse.Namespace) -> ExternalPaths:
+    return validate(ExternalPaths, parse_overrides(options.overrides, ["weights"]).get("weights", {}), "weights.")
+
+
+def _to_fetch(options: argparse.Namespace) -> list[str]:
+    """The files asked for by name, by suite, or all; each once."""
+    names = list(options.names)
+    if options.suite is not None:
+        names += suites.get(options.suite)({}).external_names
+    if not names and options.suite is None:
+        raise UserError(f"weights fetch takes names ({', '.join(FILES)}), all, or --suite SUITE.")
+    if "all" in names:
+        return list(FILES)
+    for name in names:
+        if name not in FILES:
+            raise unknown_name("weights", name, [*FILES, "all"])
+    return list(dict.fromkeys(names))

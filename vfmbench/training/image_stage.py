@@ -1,0 +1,79 @@
+"""What stages on the latents of images share: the codec, and latents that are encoded as they are needed or once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from torch import Tensor
+
+from vfmbench.models.codecs import IdentityCodec
+from vfmbench.models.metering import Meter
+from vfmbench.training.batches import split_in_pieces
+from vfmbench.training.latents import LatentCache
+from vfmbench.training.processes import Share
+from vfmbench.training.stage import Stage, TrainingOptions
+
+
+class ImageOptions(TrainingOptions):
+    """Options of every stage on latents."""
+
+    cache_latents: bool = Field(
+        False,
+        exclude=True,
+        description="encode every training image once, into files beside the stages' folders (float32, 21 GB for ImageNet); "
+        "a stage with measurements still reads the images, because y is measured on them: it saves the encoder's pass only",
+    )
+
+
+class ImageStage(Stage):
+    """A stage whose networks live on the latents of the suite's codec."""
+
+    options: ImageOptions
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._codec = self.suite.codec(self.device, Meter(self.device))
+        self._cache: LatentCache | None = None
+
+    def prepare(self, out: Path, console: Console) -> None:
+        """Encodes the training images if they are to be encoded once; there is nothing to encode in pixel space."""
+        if not self.options.cache_latents or isinstance(self._codec, IdentityCodec):
+            return
+        cache = LatentCache(out, self.suite.dataset("train"), self._codec, self.suite.latent_shape, self.device)
+        cache.fill(self._rows_at_once(), self.processes, console)
+        self._cache = cache
+
+    def _rows_at_once(self) -> int:
+        """What is trained on at a time also fits where no gradient is taken."""
+        return self.options.batch_size // self.share.parts
+
+    def _pieces(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images of a split that are evaluated, piece by piece: images in [-1,1], labels and positions."""
+        return split_in_pieces(self.suite.dataset(split), self.device, self.options.validate_images, self._rows_at_once())
+
+    def _encode(self, images: Tensor, positions: Tensor) -> Tensor:
+        """Latents of images that stand at these positions of the training split; they carry no gradient."""
+        if self._cache is not None:
+            return self._cache.load(positions)[0]
+        with torch.no_grad():
+            return self._codec.encode(images).float()
+
+
+class LatentStage(ImageStage):
+    """A stage that needs of an image only its latent and its label."""
+
+    def read_ahead(self, generator: torch.Generator, shares: Sequence[Share]) -> None:
+        if self._cache is None:
+            super().read_ahead(generator, shares)
+
+    def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and labels at these positions of the training split."""
+        if self._cache is not None:
+            return self._cache.load(positions)
+        images, label = self._batches.load(positions)
+        return self._encode(images, positions), label
