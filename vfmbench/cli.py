@@ -196,6 +196,9 @@ def build_parser() -> argparse.ArgumentParser:
     curves.add_argument("table", metavar="TABLE.csv", help="a row for each run, as `vfmbench sweep` writes it")
     curves.add_argument("--x", required=True, metavar="COLUMN", help="e.g. tau, which finds train.tau too")
     curves.add_argument("--metrics", required=True, metavar="A,B", help="a panel for each")
+    curves.add_argument(
+        "--where", action="append", default=[], metavar="COLUMN=VALUE", help="only rows with this value, or none; repeatable"
+    )
     curves.add_argument("--by", metavar="C,D", help="columns whose values make a line each: colour, marker, dashes")
     curves.add_argument(
         "--reference", action="append", default=[], metavar="RUN_DIR", help="a run to draw as horizontal lines; repeatable"

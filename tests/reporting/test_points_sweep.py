@@ -141,3 +141,17 @@ def test_command(table, capsys):
     for kind in ("densities", "alignment"):
         assert main(["figure", kind, str(table.parent)]) == 2
         assert "There are no runs in" in capsys.readouterr().err
+
+
+def test_where_keeps_rows_of_one_value(table, figures):
+    sweep_figure(table, "tau", ["nlpd"], ["alpha"], where={"steps": "4"})
+    assert sorted(line.get_ydata()[0] for line in figures[0].axes[0].lines) == [4050.1, 4100.1]
+    with pytest.raises(UserError, match=r"value of vfm.steps '5'.*Available: 1, 4"):
+        sweep_figure(table, "tau", ["nlpd"], ["alpha"], where={"steps": "5"})
+
+
+def test_where_is_a_column_and_a_value(table, capsys):
+    arguments = ["figure", "sweep", str(table), "--x", "tau", "--metrics", "nlpd", "--by", "alpha"]
+    assert main([*arguments, "--where", "steps"]) == 2
+    assert "--where takes COLUMN=VALUE" in capsys.readouterr().err
+    assert main([*arguments, "--where", "steps=1"]) == 0

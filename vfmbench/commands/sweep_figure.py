@@ -14,6 +14,13 @@ def main(options: argparse.Namespace) -> int:
     metrics, groups = names(options.metrics) or [], names(options.by) or []
     if not metrics:
         raise UserError("--metrics names no metric.")
+    where = {}
+    for condition in options.where:
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where takes COLUMN=VALUE, got {condition!r}.")
+        where[column] = value
     references = [Path(folder) for folder in options.reference]
-    print(sweep_figure(Path(options.table), options.x, metrics, groups, references, options.out and Path(options.out)))
+    out = options.out and Path(options.out)
+    print(sweep_figure(Path(options.table), options.x, metrics, groups, references, out, where))
     return 0

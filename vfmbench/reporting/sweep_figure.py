@@ -12,7 +12,16 @@ from vfmbench.base import UserError
 from vfmbench.metrics.directions import direction
 from vfmbench.reporting.drawing import DASHES, panels, picture_path, wrapped
 from vfmbench.reporting.stored import find_runs
-from vfmbench.reporting.sweep_table import Line, check_numbers, find_column, lines_of, number_text, read_table, short_name
+from vfmbench.reporting.sweep_table import (
+    Line,
+    check_numbers,
+    find_column,
+    lines_of,
+    number_text,
+    read_table,
+    rows_where,
+    short_name,
+)
 from vfmbench.reporting.training_labels import training_labels
 
 _LOG_FROM_RATIO = 20
@@ -29,6 +38,7 @@ def sweep_figure(
     by: Sequence[str] = (),
     references: Sequence[Path] = (),
     out: Path | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> Path:
     """Draws metrics over an option from a sweep's table as a PNG; runs no model.
 
@@ -40,12 +50,13 @@ def sweep_figure(
         x, metrics, by: columns, by their names or by what follows the last dot of those, `tau` for `train.tau`.
         references: run directories whose metrics become horizontal lines, such as an exact posterior's.
         out: by default `<table>-<x>.png` beside the table.
+        where: the value that a column must have, for rows that are to be drawn; rows without a value are drawn too.
 
     Raises:
         UserError: the table cannot be read or lacks a column; nothing is left to draw; two rows belong to one point; a
             reference is not a run or lacks all metrics; there are too many lines; `out` cannot be written.
     """
-    content = read_table(table)
+    content = rows_where(read_table(table), where or {})
     x_column = find_column(content, x)
     columns = [find_column(content, name) for name in metrics]
     groups = [find_column(content, name) for name in by]

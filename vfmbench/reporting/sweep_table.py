@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,20 @@ def find_column(content: pd.DataFrame, name: str) -> str:
     if not found:
         raise unknown_name("column of the table", name, [str(column) for column in content])
     return found[0]
+
+
+def rows_where(content: pd.DataFrame, conditions: Mapping[str, str]) -> pd.DataFrame:
+    """The rows whose columns have the given values, as the table writes them; rows without a value stay.
+
+    Raises UserError for an unknown column, or a value that it does not have.
+    """
+    for name, value in conditions.items():
+        column = find_column(content, name)
+        texts = content[column].map(number_text)
+        if value not in set(texts):
+            raise unknown_name(f"value of {column}", value, set(texts[content[column].notna()]))
+        content = content[(texts == value) | content[column].isna()]
+    return content
 
 
 def check_numbers(table: Path, content: pd.DataFrame, column: str) -> None:
