@@ -80,8 +80,8 @@ def test_a_trial_run_that_fails_or_cannot_be_made(monkeypatch):
 def test_a_broken_plugin_is_a_warning(monkeypatch):
     from importlib.metadata import EntryPoint
 
-    point = EntryPoint("broken", "no_such_module:Sampler", "vfmbench.samplers")
-    monkeypatch.setitem(samplers._entry_points, "broken", point)
+    point = EntryPoint("not_importable", "no_such_module:Sampler", "vfmbench.samplers")
+    monkeypatch.setitem(samplers._entry_points, "not_importable", point)
     found = list(doctor._entry_points())
     assert found[0].health == Health.WARNING
     assert "no_such_module" in found[0].text

@@ -80,16 +80,16 @@ def test_runs_of_another_layout_are_refused(tmp_path):
 
 
 def test_bench_goes_on_after_a_method_that_breaks(monkeypatch, capsys):
-    from vfmbench.running import bench as benching
+    from vfmbench.commands import bench as command
 
-    measure = benching.bench
+    measure = command.bench
 
     def breaking(plan, *arguments):
         if plan.identity.method == "adjoint":
             raise RuntimeError("boom")
         return measure(plan, *arguments)
 
-    monkeypatch.setattr(benching, "bench", breaking)
+    monkeypatch.setattr(command, "bench", breaking)
     assert main(["bench", "--methods", "adjoint,pinv", "--task", "denoise", "--largest-batch", "1", "--json"]) == 0
     output = capsys.readouterr().out
     assert "RuntimeError: boom" in output

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from vfmbench.base import EXIT_FAILED, UserError
-from vfmbench.launching import launch, printing, status
+from vfmbench.launching import printing, status
 from vfmbench.launching.sweep import Sweep, parse_values, prepare
 from vfmbench.reporting import console
 
@@ -22,6 +22,9 @@ def main(options: argparse.Namespace) -> int:
 
 def launch_jobs(sweep: Sweep, options: argparse.Namespace) -> int:
     """Starts a sweep's chosen jobs; unless they now wait in Slurm, prints what became of them."""
+    # Training and Slurm, which a dry run does without.
+    from vfmbench.launching import launch
+
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers takes a whole number of at least 1, got {options.workers}.")
     executor = launch.chosen_executor(options.executor)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Weights:
         """The state dict of one network in the file, e.g. `part("adapter")`; tensor names begin with their network's."""
         start = prefix + "."
         return {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, modified: int, size: int, number: int) -> Any:
+    """The content of a JSON file. A sweep of a thousand runs asks for one manifest thousands of times."""
+    return json.loads(path.read_text())
 
 
 class WeightStore:
@@ -119,7 +126,8 @@ class WeightStore:
     def _manifest(self) -> dict[str, dict[str, Any]]:
         path = self.directory / MANIFEST
         try:
-            manifest = json.loads(path.read_text())
+            found = path.stat()
+            manifest = _parsed(path, found.st_mtime_ns, found.st_size, found.st_ino)
         except FileNotFoundError:
             raise MissingError(f"There are no weights in {self.directory}. {self.hint}") from None
         except (OSError, ValueError) as error:
