@@ -51,7 +51,7 @@ def two(tmp_path_factory):
     return folder
 
 
-def close(name, found, expected):
+def assert_close(name, found, expected):
     tolerance = TOLERANCE.get(name, 2e-5)
     # One entry in a thousand may be one whose gradient is zero but for rounding.
     assert ((found - expected).abs() > tolerance).float().mean() < 1e-3
@@ -65,13 +65,13 @@ def test_two_processes_train_what_one_does(two, tmp_path, name):
     start = torch.cat([p.detach().flatten() for net in stage_of(name, tmp_path).networks.values() for p in net.parameters()])
     expected = weights_after(stage_of(name, tmp_path), tmp_path / "one")
     assert (expected[: len(start)] - start).abs().mean() > 1e-3
-    close(name, found[0], expected)
+    assert_close(name, found[0], expected)
 
 
 @pytest.mark.parametrize("name", BY_ROWS)
 def test_micro_batches_train_what_whole_batches_do(tmp_path, name):
     expected = weights_after(stage_of(name, tmp_path), tmp_path / "one")
-    close(name, weights_after(stage_of(name, tmp_path, accumulate=2), tmp_path / "two"), expected)
+    assert_close(name, weights_after(stage_of(name, tmp_path, accumulate=2), tmp_path / "two"), expected)
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step_and_one_process_resumes(two, tmp_path):
@@ -84,12 +84,15 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_one_process_resu
     averaged = trainer.run()
     networks = [*stage.networks.values(), *averaged.values()]
     found = torch.cat([parameter.detach().flatten() for network in networks for parameter in network.parameters()])
-    close("features", found, weights_after(stage_of("features", tmp_path, steps=12), tmp_path / "unbroken"))
+    assert_close("features", found, weights_after(stage_of("features", tmp_path, steps=12), tmp_path / "unbroken"))
 
 
 def test_resuming_may_change_the_number_of_micro_batches(tmp_path):
     Trainer(stage_of("features", tmp_path, accumulate=4), tmp_path / "run", QUIET).run()
-    Trainer(stage_of("features", tmp_path, accumulate=1, loader_threads=2), tmp_path / "run", QUIET).resume()
+    resumed = Trainer(stage_of("features", tmp_path, accumulate=1, loader_threads=2), tmp_path / "run", QUIET)
+    assert not resumed.finished
+    resumed.resume()
+    assert resumed.finished
 
 
 def test_shares_are_a_partition_and_see_the_same_numbers():
