@@ -78,6 +78,12 @@ def bicubic_inverse(size: int, factor: int) -> tuple[np.ndarray, ...]:
     return (np.linalg.pinv(_bicubic(size, factor)),)
 
 
+@_cached_matrices
+def bicubic_svd(size: int, factor: int) -> tuple[np.ndarray, ...]:
+    """U [n,n], s [n], V^T [n,size] of `bicubic_matrix`, n = size // factor."""
+    return tuple(np.linalg.svd(_bicubic(size, factor), full_matrices=False))
+
+
 def gaussian_kernel(kernel_size: int, std: float) -> np.ndarray:
     """Sampled Gaussian of `kernel_size` (odd) taps, standard deviation in pixels, sum one: [kernel_size]."""
     tap = np.arange(kernel_size) - kernel_size // 2

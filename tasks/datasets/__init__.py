@@ -4,6 +4,7 @@ from vfmbench.tasks.datasets.arrays import ArrayDataset, digits
 from vfmbench.tasks.datasets.cifar10 import Cifar10Options, cifar10
 from vfmbench.tasks.datasets.folders import FolderDataset, FolderOptions, folder
 from vfmbench.tasks.datasets.imagenet import ImageNetOptions, imagenet
+from vfmbench.tasks.datasets.patches import PatchDataset, PatchOptions, photos64
 
 __all__ = [
     "ArrayDataset",
@@ -11,8 +12,11 @@ __all__ = [
     "FolderDataset",
     "FolderOptions",
     "ImageNetOptions",
+    "PatchDataset",
+    "PatchOptions",
     "cifar10",
     "digits",
     "folder",
     "imagenet",
+    "photos64",
 ]

@@ -25,10 +25,10 @@ def decode(file: IO[bytes], size: int) -> Tensor:
     """
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened)
+            image = to_rgb_image(opened)
     except UnidentifiedImageError:
         raise ValueError("not an image in a known format") from None
-    cropped = centre_crop(_to_rgb(image), size)
+    cropped = centre_crop(image, size)
     return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
 
 
@@ -47,7 +47,9 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb_image(opened: Image.Image) -> Image.Image:
+    """An opened image file upright in 8-bit RGB, as `decode` describes it. Raises ValueError as `decode` does."""
+    image = ImageOps.exif_transpose(opened)
     # Depending on format and version, Pillow opens a 16-bit grey image as "I;16", "I;16B" or "I".
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)

@@ -10,15 +10,21 @@ import torch
 from torch import Tensor
 
 from vfmbench.base import UserError
+from vfmbench.tasks.operators.least_squares import least_squares
 
 ImageShape = tuple[int, int, int]
+
+# Relative gradient at which the iterative `tikhonov` stops, and its largest number of iterations.
+TIKHONOV_TOLERANCE = 1e-3
+_TIKHONOV_ITERATIONS = 100
 
 
 class BatchedOperator:
     """Base of every operator; implements `vfmbench.interfaces.Operator`.
 
-    A subclass defines `_forward`, `_adjoint`, `_pinv` and, where T is not the identity, `_to_image`. They receive float32 or
-    float64 and autocast is off: half precision inputs are computed in float32 and rounded to their own dtype at the end,
+    A subclass defines `_forward`, `_adjoint`, `_pinv`, where T is not the identity `_to_image`, and where a closed form exists
+    `_tikhonov`; without it, conjugate gradients run on each image until the gradient of the objective is at most
+    TIKHONOV_TOLERANCE of that at x = 0, or for 100 iterations. They receive float32 or float64 and autocast is off: half precision inputs are computed in float32 and rounded to their own dtype at the end,
     because an operator that is rounded inside is no longer linear, nor its adjoint an adjoint.
 
     Args:
@@ -26,7 +32,7 @@ class BatchedOperator:
         image_shape: (C, H, W) of one image.
         measurement_shape: shape of one measurement; `image_shape` if omitted.
 
-    Raises (all four maps):
+    Raises (all maps):
         ValueError: a tensor whose shape is not [rows, *shape] or which is not floating point.
     """
 
@@ -52,6 +58,13 @@ class BatchedOperator:
     def pinv(self, y: Tensor) -> Tensor:
         return self._apply(self._pinv, y, self.measurement_shape)
 
+    def tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        if weight.shape not in ((self._rows, 1, 1, 1), (1, 1, 1, 1)):
+            raise ValueError(
+                f"{type(self).__name__} needs a weight of shape {(self._rows, 1, 1, 1)} or (1, 1, 1, 1), not {tuple(weight.shape)}."
+            )
+        return self._apply(lambda wide: self._tikhonov(wide, weight.to(wide)), y, self.measurement_shape)
+
     def to_image(self, y: Tensor) -> Tensor:
         return self._apply(self._to_image, y, self.measurement_shape)
 
@@ -69,6 +82,9 @@ class BatchedOperator:
 
     def _pinv(self, y: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        return least_squares(self._forward, self._adjoint, y, TIKHONOV_TOLERANCE, _TIKHONOV_ITERATIONS, weight)
 
     def _to_image(self, y: Tensor) -> Tensor:
         return y
@@ -92,7 +108,7 @@ class BatchedOperator:
 
 
 class NonlinearOperator(BatchedOperator):
-    """An operator without adjoint and pseudo-inverse: a method that asks for them is told so."""
+    """An operator without adjoint and inverses: a method that asks for them is told so."""
 
     linear = False
 
@@ -101,6 +117,9 @@ class NonlinearOperator(BatchedOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         raise UserError(self._refusal("pseudo-inverse"))
+
+    def tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        raise UserError(self._refusal("regularised inverse"))
 
     def _refusal(self, what: str) -> str:
         return (

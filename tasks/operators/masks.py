@@ -19,6 +19,9 @@ class Identity(BatchedOperator):
     def _pinv(self, y: Tensor) -> Tensor:
         return y
 
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        return y / (1 + weight)
+
 
 class Mask(BatchedOperator):
     """A x = m x with a binary mask of its own for every image; A = A^T = A^+ exactly.
@@ -46,3 +49,6 @@ class Mask(BatchedOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         return y * self.observed
+
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        return y * self.observed / (1 + weight)

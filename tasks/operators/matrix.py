@@ -11,7 +11,7 @@ from vfmbench.tasks.operators.base import BatchedOperator
 
 
 class MatrixOperator(BatchedOperator):
-    """y = M x for points x [B,d,1,1] and measurements y [B,m], one matrix for all rows; exact adjoint and pseudo-inverse.
+    """y = M x for points x [B,d,1,1] and measurements y [B,m], one matrix for all rows; exact adjoint and inverses.
 
     `to_image` is the adjoint: an adapter sees M^T y as [B,d,1,1].
 
@@ -38,6 +38,10 @@ class MatrixOperator(BatchedOperator):
 
     def _pinv(self, y: Tensor) -> Tensor:
         return (y @ torch.linalg.pinv(self.matrix).mT.to(y)).reshape(len(y), *self.image_shape)
+
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        u, s, vt = (factor.to(y) for factor in torch.linalg.svd(self.matrix, full_matrices=False))
+        return (((y @ u) * s / (s.square() + weight[:, :, 0, 0])) @ vt).reshape(len(y), *self.image_shape)
 
     def _to_image(self, y: Tensor) -> Tensor:
         return self._adjoint(y)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from scipy.fft import next_fast_len
@@ -11,11 +9,12 @@ from torch import Tensor
 
 from vfmbench.tasks.kernels import PINV_TOLERANCE
 from vfmbench.tasks.operators.base import BatchedOperator, ImageShape
+from vfmbench.tasks.operators.least_squares import least_squares
 
 # Up to this size grouped convolution beats the FFT in float32 (CPU, 8 to 256 pixels); in float64 it loses from 5 on.
 _LARGEST_DIRECT_KERNEL = 15
 
-_MAX_ITERATIONS = 500
+_PINV_ITERATIONS = 500
 
 
 class MotionBlur(BatchedOperator):
@@ -44,7 +43,7 @@ class MotionBlur(BatchedOperator):
         return _fold(_fold(spread, self._radius, -1), self._radius, -2)
 
     def _pinv(self, y: Tensor) -> Tensor:
-        return _least_squares(self._forward, self._adjoint, y)
+        return least_squares(self._forward, self._adjoint, y, PINV_TOLERANCE, _PINV_ITERATIONS)
 
 
 def _correlate(x: Tensor, kernel: Tensor) -> Tensor:
@@ -97,30 +96,3 @@ def _fold(z: Tensor, radius: int, dim: int) -> Tensor:
     inside.narrow(dim, 1, radius).add_(before.flip(dim))
     inside.narrow(dim, size - 1 - radius, radius).add_(after.flip(dim))
     return inside
-
-
-def _least_squares(forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
-    """CGLS (Hestenes and Stiefel 1952) from zero; a row that has converged stays as it is, whatever the others do."""
-
-    def squared_norm(tensor: Tensor) -> Tensor:
-        return tensor.square().sum((1, 2, 3), keepdim=True)
-
-    residual = y
-    gradient = adjoint(y)
-    direction = gradient
-    solution = torch.zeros_like(gradient)
-    size = squared_norm(gradient)
-    target = PINV_TOLERANCE**2 * size
-    for _ in range(_MAX_ITERATIONS):
-        active = size > target
-        if not active.any():
-            break
-        image = forward(direction)
-        step = (size / squared_norm(image)).where(active, 0)
-        solution = solution + step * direction
-        residual = residual - step * image
-        gradient = adjoint(residual)
-        new_size = squared_norm(gradient).where(active, size)
-        direction = gradient + (new_size / size).where(active, 0) * direction
-        size = new_size
-    return solution

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from vfmbench.tasks.kernels import PINV_TOLERANCE, bicubic_inverse, bicubic_matrix, gaussian_matrix, gaussian_svd
+from vfmbench.tasks.kernels import (
+    PINV_TOLERANCE,
+    bicubic_inverse,
+    bicubic_matrix,
+    bicubic_svd,
+    gaussian_matrix,
+    gaussian_svd,
+)
 from vfmbench.tasks.operators.base import BatchedOperator, ImageShape
 
 
 def _sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
     """left x right^T for every channel of x [B,C,H,W]."""
     return left @ (x @ right.mT)
+
+
+def _filtered(
+    left: tuple[Tensor, ...], right: tuple[Tensor, ...], y: Tensor, gain: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """An inverse of A X = L X R^T from the decompositions (U, s, V^T) of L and R: each component times gain(singular value)."""
+    left_u, left_s, left_vt = left
+    right_u, right_s, right_vt = right
+    return _sandwich(left_vt.mT, gain(left_s[:, None] * right_s) * _sandwich(left_u.mT, y, right_u.mT), right_vt.mT)
+
+
+def _tikhonov_gain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda singular: singular / (singular.square() + weight)
 
 
 class SuperResolution(BatchedOperator):
@@ -45,6 +67,11 @@ class SuperResolution(BatchedOperator):
         _, height, width = self.image_shape
         return _sandwich(bicubic_inverse(y, height, self.factor)[0], y, bicubic_inverse(y, width, self.factor)[0])
 
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        _, height, width = self.image_shape
+        left, right = bicubic_svd(y, height, self.factor), bicubic_svd(y, width, self.factor)
+        return _filtered(left, right, y, _tikhonov_gain(weight))
+
     def _to_image(self, y: Tensor) -> Tensor:
         return y.repeat_interleave(self.factor, -2).repeat_interleave(self.factor, -1)
 
@@ -75,8 +102,11 @@ class GaussianBlur(BatchedOperator):
         return _sandwich(gaussian_matrix(y, *self._height_key)[0].mT, y, gaussian_matrix(y, *self._width_key)[0].mT)
 
     def _pinv(self, y: Tensor) -> Tensor:
-        left_u, left_s, left_vt = gaussian_svd(y, *self._height_key)
-        right_u, right_s, right_vt = gaussian_svd(y, *self._width_key)
-        singular = left_s[:, None] * right_s
-        inverse = (1 / singular).where(singular > PINV_TOLERANCE * singular.max(), 0)
-        return _sandwich(left_vt.mT, inverse * _sandwich(left_u.mT, y, right_u.mT), right_vt.mT)
+        def gain(singular: Tensor) -> Tensor:
+            return (1 / singular).where(singular > PINV_TOLERANCE * singular.max(), 0)
+
+        return _filtered(gaussian_svd(y, *self._height_key), gaussian_svd(y, *self._width_key), y, gain)
+
+    def _tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        left, right = gaussian_svd(y, *self._height_key), gaussian_svd(y, *self._width_key)
+        return _filtered(left, right, y, _tikhonov_gain(weight))

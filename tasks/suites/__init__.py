@@ -24,6 +24,7 @@ from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, extern
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
+from vfmbench.models.patch_autoencoder import patch_autoencoder, patch_codec
 from vfmbench.models.perceptual import perceptual_distance
 from vfmbench.models.sd_vae import autoencoder, load_autoencoder, sd_vae_codec
 from vfmbench.models.weights import WeightStore
@@ -44,7 +45,9 @@ class SuiteDefinition(Options):
     modality: Literal["images", "points"] = "images"
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
-    codec: Literal["identity", "sd_vae"] = "identity"
+    codec: Literal["identity", "sd_vae", "trained"] = Field(
+        "identity", description="trained: the suite's own weights `codec`"
+    )
     num_classes: int = Field(ge=0)
     feature_spaces: dict[str, str] = Field(
         default_factory=dict, description="feature space -> name of its weights, the suite's own or external ones"
@@ -90,7 +93,7 @@ class DefinedSuite:
         self.training, self.tuning = definition.training, definition.tuning
         self.task_names, self.methods, self.metric_names = list(definition.tasks), definition.methods, definition.metrics
         self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
-        codec = [] if definition.codec == "identity" else [definition.codec]
+        codec = [definition.codec] if definition.codec in FILES else []
         networks = [*codec, *definition.feature_spaces.values(), *definition.perceptual]
         self.external_names = [name for name in networks if name in FILES]
         for name in FILES:
@@ -177,6 +180,12 @@ class DefinedSuite:
         """Raises MissingError where the codec's weights are not there."""
         if self._definition.codec == "identity":
             return IdentityCodec()
+        if self._definition.codec == "trained":
+            weights = self.weights.load("codec")
+            encoder, decoder = patch_autoencoder(weights.entry["architecture"]["codec"])
+            encoder.load_state_dict(weights.part("encoder"))
+            decoder.load_state_dict(weights.part("decoder"))
+            return patch_codec(encoder, decoder, device, meter, self.execution)
         if self._for_timing:
             network = autoencoder()
         else:
@@ -187,6 +196,8 @@ class DefinedSuite:
         """Hash of the codec's weights; None if it has none. Raises MissingError where they are not there."""
         if self._definition.codec == "identity" or self._for_timing:
             return None
+        if self._definition.codec == "trained":
+            return self.weights.sha256("codec")
         return self._codec_hash
 
     @cached_property
@@ -261,3 +272,8 @@ def cifar10(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
 def imagenet256(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
     """ImageNet at 256x256 pixels, from data.path; with Stable Diffusion's VAE and SiT-B/2."""
     return _build("imagenet256", datasets.ImageNetOptions, datasets.imagenet, options)
+
+
+def photos64(options: Mapping[str, Mapping[str, Any]]) -> DefinedSuite:
+    """64x64 patches of photographs; data.path names the training photographs and is needed for training only."""
+    return _build("photos64", datasets.PatchOptions, datasets.photos64, options)

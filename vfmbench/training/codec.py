@@ -1,0 +1,77 @@
+"""Training of a suite's own codec: a patch autoencoder that starts as block PCA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vfmbench.interfaces import Suite
+from vfmbench.models.patch_autoencoder import fit_linear, patch_autoencoder
+from vfmbench.training.batches import whole_split
+from vfmbench.training.stage import Stage, TrainingOptions
+
+
+class CodecStage(Stage):
+    """Mean squared error of decode(encode(x) + noise): noise in place of a KL-VAE's, so that near latents decode to near images."""
+
+    name = "codec"
+
+    class Options(TrainingOptions):
+        latent_noise: float = Field(0.05, ge=0, description="standard deviation, of latents with unit mean variance")
+        linear_images: int = Field(4096, ge=1, description="training images that the principal components are computed from")
+
+    options: Options
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._architecture = self._resolve(self.suite, self.options)
+        encoder, decoder = patch_autoencoder(self._architecture)
+        positions = torch.linspace(0, len(self.suite.dataset("train")) - 1, self.options.linear_images).long()
+        fit_linear(encoder, decoder, self._batches.load(positions)[0].cpu())
+        self.networks = {"encoder": encoder.to(self.device), "decoder": decoder.to(self.device)}
+
+    @staticmethod
+    def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
+        shapes = {
+            "image_channels": suite.image_shape[0],
+            "latent_channels": suite.latent_shape[0],
+            "patch_size": suite.image_shape[1] // suite.latent_shape[1],
+        }
+        ends = {"encoder": {"channels": 64, "blocks": 2}, "decoder": {"channels": 64, "blocks": 3}}
+        return {**shapes, **ends, **options.architecture}
+
+    @classmethod
+    def check(cls, suite: Suite, options: Options) -> None:
+        with torch.device("meta"):
+            patch_autoencoder(cls._resolve(suite, options))
+
+    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, _ = self._batches.load(self._positions(generator))
+        latents = self.networks["encoder"](images)
+        noise = self._normal(len(images), latents.shape[1:], generator)
+        decoded = self.networks["decoder"](latents + self.options.latent_noise * noise)
+        error = (decoded - images).square().mean()
+        return error, {"squared_error": error.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        """PSNR (dB) of the reconstruction and of the linear part alone, mean over images, and the latents' standard deviation."""
+        images, _ = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
+        latents = ema["encoder"](images)
+        return {
+            "psnr": _psnr(ema["decoder"](latents), images),
+            "psnr/linear": _psnr(ema["decoder"].linear(ema["encoder"].linear(images)), images),
+            "latent_std": latents.std().item(),
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        return {"architecture": {"codec": self._architecture}}
+
+
+def _psnr(decoded: Tensor, images: Tensor) -> float:
+    error = (decoded.clamp(-1, 1) - images).square().flatten(1).mean(1)
+    return (10 * torch.log10(4 / error)).mean().item()
