@@ -1,7 +1,9 @@
 """The noise adapter q(z|y,c): a convolutional residual network with FiLM conditioning on the inverse problem's id c.
 
 Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
-biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.models.conversion`).
+biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.models.conversion`). The paper's
+adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed, and
+starts from the restored image's latent.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmbench.interfaces import Measurement
 from vfmbench.registry import unknown_name
 
 LOGVAR_RANGE = (-10.0, 2.0)
+
+# A restored latent is worth little under unit noise: q starts at a standard deviation of 0.37 around it.
+_RESTORED_LOGVAR = -2.0
 
 SIZES = {
     "small": {"channels": 32, "blocks_per_stage": 1, "embedding_size": 128},
@@ -39,6 +45,31 @@ def expand_adapter_size(architecture: Mapping[str, Any]) -> dict[str, Any]:
     if size not in SIZES:
         raise unknown_name("adapter size", size, SIZES)
     return {**SIZES[size], **options}
+
+
+def adapter_observation(measurement: Measurement, restored: bool) -> Tensor:
+    """What an adapter sees of a measurement: the observation as an image [B,C,H,W].
+
+    Args:
+        restored: append the regularised inverse, C channels, and one channel that is 1 where a pixel was observed: [B,2C+1,H,W].
+
+    Raises UserError for `restored` and an operator that is not linear.
+    """
+    operator = measurement.operator
+    image = operator.to_image(measurement.y)
+    if not restored:
+        return image
+    observed = torch.ones_like(image[:, :1]) if operator.observed is None else operator.observed.to(image)
+    return torch.cat([image, measurement.regularised_inverse(), observed.expand(-1, 1, *image.shape[2:])], 1)
+
+
+def adapter_arguments(observation: Tensor, problem: Tensor, restored: bool, codec: Any) -> tuple[Tensor, ...]:
+    """What an adapter is called with: `adapter_observation`, problem ids [B] and, if `restored`, the restored image's latent."""
+    if not restored:
+        return observation, problem
+    channels = observation.shape[1] // 2
+    with torch.no_grad():
+        return observation, problem, codec.encode(observation[:, channels : 2 * channels])
 
 
 class FiLM(nn.Module):
@@ -83,6 +114,10 @@ class NoiseAdapter(nn.Module):
         image_size, image_channels: of the observation as an image, `operator.to_image(y)`.
         latent_size, latent_channels: of z; `image_size` must be `latent_size` times a power of two.
         num_problems: number of inverse-problem ids.
+        patch_size: side of the pixel blocks that become channels before the first convolution; 1 in the paper. The halvings then
+            start at image_size / patch_size.
+        restored: see `adapter_observation`; the mean then starts at `skip_gain` times the restored image's latent.
+        skip_gain: initial value of a factor that is learnt for every problem and channel.
     """
 
     def __init__(
@@ -97,17 +132,22 @@ class NoiseAdapter(nn.Module):
         blocks_per_stage: int = 2,
         embedding_size: int = 256,
         norm_groups: int = 32,
+        patch_size: int = 1,
+        restored: bool = False,
+        skip_gain: float = 1.0,
     ):
         super().__init__()
+        self.patch_size = patch_size
         self.embedding = nn.Sequential(
             nn.Embedding(num_problems, embedding_size),
             nn.Linear(embedding_size, embedding_size),
             nn.SiLU(),
             nn.Linear(embedding_size, embedding_size),
         )
-        self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
+        seen = (2 * image_channels + 1 if restored else image_channels) * patch_size**2
+        self.conv_in = nn.Conv2d(seen, channels, 3, padding=1)
         self.stages = nn.ModuleList()
-        width, size = channels, image_size
+        width, size = channels, image_size // patch_size
         for multiplier in channel_multipliers:
             stage = nn.ModuleList()
             for _ in range(blocks_per_stage):
@@ -119,7 +159,8 @@ class NoiseAdapter(nn.Module):
             self.stages.append(stage)
         if size != latent_size:
             raise ValueError(
-                f"image_size {image_size} does not reach latent_size {latent_size} in {len(channel_multipliers)} halvings"
+                f"image_size {image_size} does not reach latent_size {latent_size} by patches of {patch_size} and "
+                f"{len(channel_multipliers)} halvings"
             )
         self.middle = nn.ModuleList(ResidualBlock(width, width, embedding_size, norm_groups) for _ in range(2))
         self.norm_out = nn.GroupNorm(norm_groups, width)
@@ -127,15 +168,20 @@ class NoiseAdapter(nn.Module):
         # q starts at the prior N(0, I), so joint training begins from the unconditional flow map.
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.get_parameter("bias"))
+        if restored:
+            self.skip_gain = nn.Parameter(torch.full((num_problems, latent_channels), float(skip_gain)))
+            nn.init.constant_(self.conv_out.get_parameter("bias")[latent_channels:], _RESTORED_LOGVAR)
 
-    def forward(self, observation: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
-        """Args: observation [B,C,H,W]; problem [B] ids. Returns mean and log-variance, each [B,c,h,w]."""
+    def forward(self, observation: Tensor, problem: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Args: observation [B,.,H,W]; problem [B] ids; latent: of the restored image. Returns mean and log-variance [B,c,h,w]."""
         embedding = self.embedding(problem)
-        h = self.conv_in(observation)
+        h = self.conv_in(F.pixel_unshuffle(observation, self.patch_size))
         for stage in self.stages:
             for layer in stage.children():
                 h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
         for block in self.middle:
             h = block(h, embedding)
         mean, logvar = self.conv_out(F.silu(self.norm_out(h))).chunk(2, dim=1)
+        if latent is not None:
+            mean = mean + self.skip_gain[problem][:, :, None, None] * latent
         return mean, logvar.clamp(*LOGVAR_RANGE)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vfmbench.config import dump
 from vfmbench.interfaces import Measurement, Suite, Task
-from vfmbench.methods.adapter import expand_adapter_size
+from vfmbench.methods.adapter import adapter_arguments, adapter_observation, expand_adapter_size
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.networks import flow_network
 from vfmbench.randomness import PhiloxNoise, split_seed
@@ -63,6 +63,7 @@ class AdapterStage(ImageStage):
         super().__init__(*args)
         self._tasks = self._problem_tasks(self.suite, self.options)
         self._adapter_architecture = self._resolve(self.suite, self.options)
+        self._restored = self._adapter_architecture.get("restored", False)
         self._adapter = adapter_network(self.suite.latent_shape, self._adapter_architecture).to(self.device)
         flow = self.weights.load("flow")
         self._flow_architecture = flow.entry["architecture"]["flow"]
@@ -97,20 +98,22 @@ class AdapterStage(ImageStage):
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Measurement]]]:
         """Measures every image of the share under a problem drawn uniformly, with operators and noise new at every step.
 
-        Returns observations as images [B,C,H,W], problem ids [B], and per problem its rows and measurement.
+        Returns what the adapter observes [B,.,H,W], problem ids [B], and per problem its rows and measurement.
         """
         batch = self.share.whole(len(images))
         problem = self.share.cut(torch.randint(len(self._tasks), (batch,), generator=generator))
         index = self.share.cut(torch.arange(batch)).to(self.device) + step * batch
         seed = split_seed("train", self.options.seed)
-        observation, groups = torch.empty_like(images), []
+        observed: list[Tensor] = []
+        groups: list[tuple[Tensor, Measurement]] = []
         for number, task in enumerate(self._tasks):
             rows = (problem == number).nonzero()[:, 0].to(self.device)
             if len(rows):
                 measurement = task.measure(images[rows], label[rows], index[rows], seed)
-                observation[rows] = measurement.operator.to_image(measurement.y)
+                observed.append(adapter_observation(measurement, self._restored))
                 groups.append((rows, measurement))
-        return observation, problem.to(self.device), groups
+        order = torch.cat([rows for rows, _ in groups]).argsort()
+        return torch.cat(observed)[order], problem.to(self.device), groups
 
     def _observation_loss(self, latents: Tensor, groups: list[tuple[Tensor, Measurement]]) -> Tensor:
         """1/(2 sigma^2) times the mean squared residual over all entries of y, unobserved ones as zero, [B] (eq. 15).
@@ -139,7 +142,7 @@ class AdapterStage(ImageStage):
 
     def _moments(self, observation: Tensor, problem: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|y,c) under the trained adapter, float32."""
-        mean, logvar = self._adapter(observation, problem)
+        mean, logvar = self._adapter(*adapter_arguments(observation, problem, self._restored, self._codec))
         return mean.float(), logvar.float()
 
     @staticmethod
@@ -162,7 +165,9 @@ class AdapterStage(ImageStage):
             noise = PhiloxNoise(0, f"evaluate/{split}", index).normal(self.suite.latent_shape, 0)
             for number, task in enumerate(self._tasks):
                 measurement = task.measure(images, label, index, split_seed(split, 0))
-                mean, logvar = ema["adapter"](measurement.operator.to_image(measurement.y), torch.full_like(index, number))
+                observation = adapter_observation(measurement, self._restored)
+                inputs = adapter_arguments(observation, torch.full_like(index, number), self._restored, self._codec)
+                mean, logvar = ema["adapter"](*inputs)
                 latents = self._one_step(ema.get("flow", self._flow), mean + (0.5 * logvar).exp() * noise, label)
                 error = (self._codec.decode(latents).clamp(-1, 1) - images).square().flatten(1).mean(1)
                 quality[f"psnr/{task.name}"].append(10 * torch.log10(4 / error.clamp_min(1e-12)))
@@ -223,7 +228,7 @@ class VFMStage(AdapterStage):
         t_fm = share.cut(draw_fm_time(batch, options, generator)).to(self.device)
         t, r = (share.cut(time).to(self.device) for time in draw_mean_flow_times(batch, options, generator))
         matching = flow_matching_loss(flow, x, z, t_fm, flow_label, null, omega)
-        mean_flow = mean_flow_loss(flow, x, z, t, r, flow_label, null, omega)
+        mean_flow = mean_flow_loss(flow, x, z, t, r, flow_label, null, omega, options.tangent)
         flow_loss = 0.5 * (matching + mean_flow)
 
         total = options.flow_weight * flow_loss + options.observation_weight * observed + options.kl_weight * divergence

@@ -15,6 +15,7 @@ from vfmbench.base import MissingError, UserError
 from vfmbench.base import Options as BaseOptions
 from vfmbench.config import ClassLabel
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.methods.adapter import adapter_arguments, adapter_observation
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.execution import execution_of
 from vfmbench.models.flow import FlowModel
@@ -42,7 +43,9 @@ class AdapterSampler:
         self.meter = self._flow.meter
         self._codec = suite.codec(device, self.meter)
         self._problems: list[str] = adapter_file.entry["problems"]
-        adapter = adapter_network(suite.latent_shape, adapter_file.entry["architecture"]["adapter"])
+        architecture = adapter_file.entry["architecture"]["adapter"]
+        self._restored = architecture.get("restored", False)
+        adapter = adapter_network(suite.latent_shape, architecture)
         adapter.load_state_dict(adapter_file.part("adapter"))
         self._adapter = execution_of(suite).prepare(adapter.eval().requires_grad_(False).to(device))
 
@@ -96,10 +99,11 @@ class AdapterSampler:
         return self._codec.decode(self._codec.encode(images - operator.to_image(measurement.residual(images))))
 
     def _posterior_noise(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        observation = measurement.operator.to_image(measurement.y)
+        observation = adapter_observation(measurement, self._restored)
         problem = torch.full_like(measurement.label, self._problems.index(measurement.problem))
+        inputs = adapter_arguments(observation, problem, self._restored, self._codec)
         with torch.no_grad(), self.meter.measure("adapter_forwards", len(observation)):
-            return self._adapter(observation, problem)
+            return self._adapter(*inputs)
 
 
 class VFM(AdapterSampler):

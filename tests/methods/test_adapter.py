@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from vfmbench.base import UserError
-from vfmbench.methods.adapter import LOGVAR_RANGE, SIZES, NoiseAdapter, expand_adapter_size
+from vfmbench.methods.adapter import (
+    LOGVAR_RANGE,
+    SIZES,
+    NoiseAdapter,
+    adapter_arguments,
+    adapter_observation,
+    expand_adapter_size,
+)
+from vfmbench.models.codecs import IdentityCodec
+from vfmbench.models.images import to_float
+from vfmbench.registry import suites
 
 
 def small_adapter(**changes):
@@ -81,3 +91,29 @@ def test_log_variance_is_clamped():
     torch.nn.init.constant_(adapter.conv_out.bias, 100.0)
     _, logvar = adapter(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))
     assert logvar.max() == LOGVAR_RANGE[1]
+
+
+def test_a_restored_adapter_starts_around_the_restored_latent():
+    adapter = small_adapter(restored=True, patch_size=2, skip_gain=0.5)
+    observation, latent = torch.randn(2, 7, 16, 16), torch.randn(2, 2, 4, 4)
+    mean, logvar = adapter(observation, torch.tensor([0, 2]), latent)
+    assert torch.equal(mean, 0.5 * latent)
+    assert torch.equal(logvar, torch.full_like(latent, -2.0))
+
+
+def test_a_restored_adapter_sees_observation_inverse_and_mask():
+    suite = suites.get("digits")({})
+    images, label = suite.dataset("validation").load(range(4))
+    images, index = to_float(images), torch.arange(4)
+    for name in ("inpaint_box", "super_resolution"):
+        measurement = suite.task(name, {}).measure(images, label, index, 0)
+        operator = measurement.operator
+        assert torch.equal(adapter_observation(measurement, False), operator.to_image(measurement.y))
+        seen = adapter_observation(measurement, True)
+        assert seen.shape == (4, 3, 8, 8)
+        assert torch.equal(seen[:, :1], operator.to_image(measurement.y))
+        assert torch.equal(seen[:, 1:2], measurement.regularised_inverse())
+        assert torch.equal(seen[:, 2:], torch.ones(4, 1, 8, 8) if operator.observed is None else operator.observed.float())
+        assert adapter_arguments(seen, label, False, None) == (seen, label)
+        *_, latent = adapter_arguments(seen, label, True, IdentityCodec())
+        assert torch.equal(latent, seen[:, 1:2])

@@ -122,3 +122,37 @@ def test_adaptive_scale_has_the_stated_value_and_gradient():
     scaled.sum().backward()
     assert scaled.tolist() == pytest.approx([0.5 / 0.51, 4 / 4.01])
     assert loss.grad.tolist() == pytest.approx([1 / 0.51, 1 / 4.01])
+
+
+def test_tangents_of_the_network_and_none(network, batch):
+    """The network's own velocity as the direction of du/dt, against central differences; without one, v is the target."""
+    x, z, t, r, label = batch
+    v, x_t, step = z - x, torch.lerp(x, z, t[:, None, None, None]), 1e-5
+    with torch.no_grad():
+        own = network(x_t, t, t, label)
+        shifted = [network(x_t + s * own, t + s, r, label) for s in (step, -step)]
+    derivative = (shifted[0] - shifted[1]) / (2 * step)
+    target = v - (t - r)[:, None, None, None] * derivative
+    output = network(x_t, t, r, label)
+    for tangent, wanted in (("network", target), ("none", v)):
+        loss = mean_flow_loss(network, x, z, t, r, label, NULL, 0.0, tangent)
+        assert torch.allclose(loss, (output - wanted).square().flatten(1).mean(1), rtol=1e-7)
+
+
+def test_the_networks_tangent_is_the_mean_of_the_pairs(network):
+    """du/dt is linear in its direction, so that the targets of many pairs through one x_t average to that of their mean."""
+    torch.manual_seed(2)
+    point, t, r = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.tensor([0.7]).double(), torch.tensor([0.2]).double()
+    v = torch.randn(64, 1, 8, 8, dtype=torch.float64)
+    label, times = torch.zeros(64, dtype=torch.long), (t.expand(64), r.expand(64))
+
+    def derivative(direction):
+        rows = len(direction)
+        return torch.func.jvp(
+            lambda x, t: network(x, t, times[1][:rows], label[:rows], fused_attention=False),
+            (point.expand(rows, -1, -1, -1), times[0][:rows]),
+            (direction, torch.ones(rows, dtype=torch.float64)),
+        )[1]
+
+    with torch.no_grad():
+        assert torch.allclose(derivative(v).mean(0), derivative(v.mean(0, keepdim=True))[0], atol=1e-12)

@@ -222,7 +222,7 @@ class _Expansion:
                 "objective": f"{stage_class.__module__}.{stage_class.__qualname__}",
                 "options": dump(options),
                 "training data": suite.dataset("train").sha256,
-                "weights": {name: suite.weights.sha256(name) for name in stage_class.needs},
+                "weights": {name: suite.weights.sha256(name) for name in stage_class.needed(suite)},
             }
             folder = self._definition.out / "training" / suite.name / f"{block.stage}-{digest(what)}"
             resolved = {key: value for key, value in dump(options).items() if key in shown}

@@ -39,11 +39,11 @@ def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str,
 class FlowStage(LatentStage):
     """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest, from nothing.
 
-    Its evaluation is in the suite's first feature space, whose weights it needs where the suite trains them.
+    Its evaluation is in the suite's first feature space.
     """
 
     name = "flow"
-    needs = ("features",)
+    judged_by = ("features",)
 
     class Options(ImageOptions, MeanFlowOptions):
         flow_matching_share: float = Field(0.5, ge=0, le=1, description="share of the batch at r = t")
@@ -59,10 +59,6 @@ class FlowStage(LatentStage):
     def check(cls, suite: Suite, options: Options) -> None:
         with torch.device("meta"):
             flow_network(suite.latent_shape, sit_architecture(suite, options.architecture))
-
-    @classmethod
-    def needed(cls, suite: Suite) -> tuple[str, ...]:
-        return tuple(name for name in cls.needs if name in suite.training)
 
     def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
         options, network, share = self.options, self.networks["flow"], self.share
@@ -83,7 +79,7 @@ class FlowStage(LatentStage):
             losses.append(matching)
             terms["flow_matching"] = matching.detach().sum() * share.parts / first
         if here < len(x):
-            mean_flow = mean_flow_loss(network, x[here:], z[here:], t_later, r, label[here:], null, omega)
+            mean_flow = mean_flow_loss(network, x[here:], z[here:], t_later, r, label[here:], null, omega, options.tangent)
             losses.append(mean_flow)
             terms["mean_flow"] = mean_flow.detach().sum() * share.parts / (rows - first)
         return adaptive_scale(torch.cat(losses)).mean(), terms

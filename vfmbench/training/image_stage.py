@@ -11,6 +11,7 @@ from pydantic import Field
 from rich.console import Console
 from torch import Tensor
 
+from vfmbench.interfaces import Suite
 from vfmbench.models.codecs import IdentityCodec
 from vfmbench.models.metering import Meter
 from vfmbench.training.batches import split_in_pieces
@@ -39,6 +40,11 @@ class ImageStage(Stage):
         super().__init__(*args)
         self._codec = self.suite.codec(self.device, Meter(self.device))
         self._cache: LatentCache | None = None
+
+    @classmethod
+    def needed(cls, suite: Suite) -> tuple[str, ...]:
+        """The suite's own codec, and those of `needs` that the suite trains."""
+        return tuple(name for name in ("codec", *cls.needs) if name in suite.training)
 
     def prepare(self, out: Path, console: Console) -> None:
         """Encodes the training images if they are to be encoded once; there is nothing to encode in pixel space."""

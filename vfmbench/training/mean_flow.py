@@ -7,6 +7,7 @@ Sources: flow matching (Lipman et al., arXiv 2210.02747), mean flow (Geng et al.
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,11 +20,19 @@ from vfmbench.training.processes import WHOLE, Share
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 
+Tangent = Literal["conditional", "network", "none"]
+
+
 class MeanFlowOptions(Options):
     """How times are drawn and how the target is formed; defaults are the paper's image experiments."""
 
     label_dropout: float = Field(0.1, ge=0, le=1, description="share of samples that see the null label")
     guidance_omega: float = Field(0.5, ge=0, description="model guidance: the target velocity gains omega (u_label - u_null)")
+    tangent: Tangent = Field(
+        "conditional",
+        description="direction of du/dt in the mean-flow target: the pair's own velocity z - x, as in the paper; the network's "
+        "velocity u(x_t,t,t), of which z - x is a noisy sample; or none, a regression of z - x on (x_t, t, r)",
+    )
     one_step_share: float = Field(0.0, ge=0, le=1, description="share of mean-flow samples at exactly (t, r) = (1, 0)")
     fm_time_mean: float = Field(0.0, description="mean of the normal under the sigmoid that draws t for flow matching")
     t_time_mean: float = Field(0.4, description="the same for the later time of the mean-flow loss")
@@ -77,21 +86,34 @@ def flow_matching_loss(
 
 
 def mean_flow_loss(
-    network: nn.Module, x: Tensor, z: Tensor, t: Tensor, r: Tensor, label: Tensor, null_label: int, omega: float
+    network: nn.Module,
+    x: Tensor,
+    z: Tensor,
+    t: Tensor,
+    r: Tensor,
+    label: Tensor,
+    null_label: int,
+    omega: float,
+    tangent: Tangent = "conditional",
 ) -> Tensor:
-    """Mean over elements of |u(x_t,t,r) - sg(v - (t - r) du/dt)|^2, [B], with du/dt along (v, 1, 0) by forward mode.
+    """Mean over elements of |u(x_t,t,r) - sg(v - (t - r) du/dt)|^2, [B], with du/dt along (w, 1, 0) by forward mode.
 
-    The guided velocity serves as target and as tangent. The gradient reaches x and z through x_t, never through the target.
+    The guided velocity v serves as target; `tangent` says what w is. Both choices have the same expectation given x_t where the
+    network's velocity has converged, because du/dt is linear in w; the network's has no variance given x_t (improved mean flow,
+    Geng et al., arXiv 2512.02012). The gradient reaches x and z through x_t, never through the target.
     """
     x_t = torch.lerp(x, z, _rows(t))
     with torch.no_grad():
         v = guided_velocity(network, x_t, t, z - x, label, null_label, omega)
-        derivative = torch.func.jvp(
-            lambda x, t, r: network(x, t, r, label, fused_attention=False),
-            (x_t.detach(), t, r),
-            (v, torch.ones_like(t), torch.zeros_like(r)),
-        )[1]
-        target = v - _rows(t - r) * derivative
+        target = v
+        if tangent != "none":
+            direction = v if tangent == "conditional" else network(x_t, t, t, label).float()
+            derivative = torch.func.jvp(
+                lambda x, t, r: network(x, t, r, label, fused_attention=False),
+                (x_t.detach(), t, r),
+                (direction, torch.ones_like(t), torch.zeros_like(r)),
+            )[1]
+            target = v - _rows(t - r) * derivative
     return (network(x_t, t, r, label) - target).square().flatten(1).mean(1)
 
 

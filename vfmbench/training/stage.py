@@ -49,6 +49,7 @@ class Stage:
     Attributes:
         name: of the stage and of its weight file.
         needs: stages whose weights it starts from.
+        judged_by: stages whose weights only `evaluate` uses; it does without them.
         by_rows: whether the loss is a mean over rows of which each stands for itself; only then may it be accumulated.
         networks: the trained networks by name; each gets its own AdamW optimiser and its own clipping.
         processes: those that train together; set by the trainer.
@@ -57,6 +58,7 @@ class Stage:
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    judged_by: ClassVar[tuple[str, ...]] = ()
     by_rows: ClassVar[bool] = True
     Options: ClassVar[type[TrainingOptions]]
     networks: Mapping[str, nn.Module]

@@ -99,6 +99,9 @@ def _train_stage(
             if not _has(trained.weights, need):
                 trained.weights.copy(need, suite.weights)
                 console.log(f"{name} starts from the suite's own weights {need!r}")
+        for judge in stage_class.judged_by:
+            if judge in suite.training and not _has(trained.weights, judge) and _has(suite.weights, judge):
+                trained.weights.copy(judge, suite.weights)
     processes.wait()
     torch.manual_seed(options.seed)
     instance = stage_class(trained, options, trained.weights, processes.device)
