@@ -1,11 +1,15 @@
-"""Trivial reconstructions that anchor a table: the adjoint and the pseudo-inverse of the observation."""
+"""Trivial reconstructions that anchor a table: linear inverses of the observation, interpolation, filled holes, the codec."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
+import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import Options
+from vfmbench import base
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.models.metering import Meter
 
@@ -13,10 +17,10 @@ from vfmbench.models.metering import Meter
 class Reference:
     """One deterministic image per measurement, repeated for every sample."""
 
-    Options = Options
+    Options: ClassVar[type[base.Options]] = base.Options
     weights = ()
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
+    def __init__(self, suite: Suite, options: Any, device: torch.device):
         self.meter = Meter(device)
 
     @classmethod
@@ -44,3 +48,80 @@ class PseudoInverse(Reference):
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
         return measurement.operator.pinv(measurement.y)
+
+
+class TikhonovOptions(base.Options):
+    """prior_std: standard deviation of a pixel around the image's mean colour, positive."""
+
+    prior_std: float = Field(default=0.5, gt=0)
+
+
+class Tikhonov(Reference):
+    """The posterior mean under a white Gaussian prior around the mean colour: `Measurement.regularised_inverse`."""
+
+    Options = TikhonovOptions
+
+    def __init__(self, suite: Suite, options: TikhonovOptions, device: torch.device):
+        super().__init__(suite, options, device)
+        self._prior_std = options.prior_std
+
+    def reconstruct(self, measurement: Measurement) -> Tensor:
+        return measurement.regularised_inverse(self._prior_std)
+
+
+class Bicubic(Reference):
+    """A reduced image brought back to its size by Keys' bicubic interpolation with a = -0.5, which MATLAB's imresize has too.
+
+    PyTorch takes this a only where it antialiases (which changes nothing on the way up); its plain bicubic has a = -0.75. Less
+    than two pixels of y from the border it scales the weights inside the image to sum one, where MATLAB mirrors the image.
+    """
+
+    @classmethod
+    def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        fits = _kind(task) == "super_resolution"
+        return fits, "" if fits else f"{task.name} is not super-resolution"
+
+    def reconstruct(self, measurement: Measurement) -> Tensor:
+        size = measurement.operator.image_shape[1:]
+        return F.interpolate(measurement.y, size, mode="bicubic", align_corners=False, antialias=True)
+
+
+class MeanFill(Reference):
+    """The observation, its hole filled with the mean colour of the image's observed pixels."""
+
+    @classmethod
+    def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        fits = _kind(task) in ("inpaint_box", "inpaint_random")
+        return fits, "" if fits else f"{task.name} is not inpainting"
+
+    def reconstruct(self, measurement: Measurement) -> Tensor:
+        observed = measurement.operator.observed
+        assert observed is not None
+        total = (measurement.y * observed).sum((2, 3), keepdim=True)
+        return measurement.y.where(observed, total / observed.sum((2, 3), keepdim=True).clamp_min(1))
+
+
+class Autoencoded(Reference):
+    """D(E(A^+ y)), the pseudo-inverse passed once through the suite's codec.
+
+    On noise-free denoising this is the codec's own reconstruction of the image, the ceiling of every method on its latents.
+    """
+
+    def __init__(self, suite: Suite, options: Any, device: torch.device):
+        super().__init__(suite, options, device)
+        self._codec = suite.codec(device, self.meter)
+
+    @classmethod
+    def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
+        # No codec worth the name leaves the shape as it is.
+        if suite.latent_shape == suite.image_shape:
+            return False, f"the suite {suite.name} has no codec: its latents are its images"
+        return super().supports(task, suite)
+
+    def reconstruct(self, measurement: Measurement) -> Tensor:
+        return self._codec.decode(self._codec.encode(measurement.operator.pinv(measurement.y)))
+
+
+def _kind(task: Task) -> str:
+    """Which inverse problem the task's class stands for; a suite may give the task itself a problem of another name."""
+    return getattr(type(task), "problem", task.problem)

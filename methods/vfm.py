@@ -39,6 +39,7 @@ class AdapterSampler:
     def __init__(self, suite: Suite, options: Options, device: torch.device):
         self._steps, self._projection, self._null = options.steps, options.projection, options.label == "null"
         adapter_file = suite.weights.load(self.weights[0])
+        self._check_codec(suite, adapter_file)
         self._flow = self._flow_map(suite, adapter_file, device)
         self.meter = self._flow.meter
         self._codec = suite.codec(device, self.meter)
@@ -48,6 +49,15 @@ class AdapterSampler:
         adapter = adapter_network(suite.latent_shape, architecture)
         adapter.load_state_dict(adapter_file.part("adapter"))
         self._adapter = execution_of(suite).prepare(adapter.eval().requires_grad_(False).to(device))
+
+    def _check_codec(self, suite: Suite, adapter_file: Weights) -> None:
+        """Raises MissingError if the adapter was trained on the latents of another codec."""
+        trained_on = adapter_file.entry.get("inputs", {}).get("codec weights")
+        if trained_on not in (None, suite.codec_sha256()):
+            raise MissingError(
+                f"The weights {self.weights[0]!r} were trained on another codec ({trained_on[:12]}...) than this one. "
+                f"{suite.weights.hint}"
+            )
 
     def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
         """The map that was trained with the adapter."""

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from vfmbench.base import Options
 
+# Below this, rounding in float32 drowns what a regularised inverse still resolves.
+_SMALLEST_WEIGHT = 1e-6
+
 
 @runtime_checkable
 class NoiseSource(Protocol):
@@ -63,6 +66,12 @@ class Operator(Protocol):
 
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y, exact or a least-squares solution to the tolerance that the class states: -> [B,C,H,W]."""
+
+    def tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
+        """argmin_x |A x - y|^2 + weight |x|^2, exact or to the tolerance that the class states: -> [B,C,H,W].
+
+        `weight` is positive, [B,1,1,1] or [1,1,1,1].
+        """
 
     def to_image(self, y: Tensor) -> Tensor:
         """T y, the observation as an image, as an adapter sees it: -> [B,C,H,W]."""
@@ -123,6 +132,30 @@ class Measurement:
         squared = (self.residual(images) / self.noise_std).square()
         entries = -0.5 * (squared + math.log(2 * math.pi) + 2 * self.noise_std.log())
         return (entries * self._observed()).flatten(1).sum(1)
+
+    def regularised_inverse(self, prior_std: float = 0.5) -> Tensor:
+        """The posterior mean of x under the prior N(m, prior_std^2 I): ridge regression with Gaussian noise.
+
+        It is m + argmin_d |A d - (y - A m)|^2 + w |d|^2 with w = (noise_std / prior_std)^2, see `Operator.tikhonov`.
+
+        m is the mean of each channel over its observed entries, so that a hole gets the mean colour; 0 where measurements are
+        not images of the same channels. Noise of several levels counts with its root mean square over the observed entries,
+        and w is at least 1e-6, so that a noise-free measurement has an inverse too.
+
+        Args:
+            prior_std: of each pixel around m, positive.
+
+        Returns:
+            [B,C,H,W]. Raises UserError for an operator that is not linear.
+        """
+        shape, observed = self.operator.image_shape, self._observed()
+        mean = self.y.new_zeros(len(self), *shape)
+        if self.y.ndim == 4 and self.y.shape[1] == shape[0]:
+            counts = observed.sum((2, 3), keepdim=True).clamp_min(1)
+            mean = ((self.y * observed).sum((2, 3), keepdim=True) / counts).expand_as(mean)
+        squared = (self.noise_std.square() * observed).flatten(1).sum(1) / observed.flatten(1).sum(1).clamp_min(1)
+        weight = (squared / prior_std**2).clamp_min(_SMALLEST_WEIGHT)[:, None, None, None]
+        return mean + self.operator.tikhonov(-self.residual(mean), weight)
 
     def _observed(self) -> Tensor:
         """1 where an entry of y carries signal, 0 elsewhere; in y's shape."""

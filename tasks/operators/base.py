@@ -16,16 +16,19 @@ ImageShape = tuple[int, int, int]
 
 # Relative gradient at which the iterative `tikhonov` stops, and its largest number of iterations.
 TIKHONOV_TOLERANCE = 1e-3
-_TIKHONOV_ITERATIONS = 100
+_TIKHONOV_ITERATIONS = 50
 
 
 class BatchedOperator:
     """Base of every operator; implements `vfmbench.interfaces.Operator`.
 
-    A subclass defines `_forward`, `_adjoint`, `_pinv`, where T is not the identity `_to_image`, and where a closed form exists
-    `_tikhonov`; without it, conjugate gradients run on each image until the gradient of the objective is at most
-    TIKHONOV_TOLERANCE of that at x = 0, or for 100 iterations. They receive float32 or float64 and autocast is off: half precision inputs are computed in float32 and rounded to their own dtype at the end,
-    because an operator that is rounded inside is no longer linear, nor its adjoint an adjoint.
+    A subclass defines `_forward`, `_adjoint`, `_pinv`, where T is not the identity `_to_image`, and where it has a closed form
+    `_tikhonov`. Without one, `tikhonov` runs conjugate gradients, each image on its own, until the gradient of the objective is
+    at most TIKHONOV_TOLERANCE times that at x = 0, or for 50 iterations, as it may where the weight is below 1e-3 |A|^2.
+
+    The methods with an underscore receive float32 or float64 and autocast is off: half precision inputs are computed in float32
+    and rounded to their own dtype at the end, because an operator that is rounded inside is no longer linear, nor its adjoint
+    an adjoint.
 
     Args:
         rows: number of images.
@@ -61,7 +64,8 @@ class BatchedOperator:
     def tikhonov(self, y: Tensor, weight: Tensor) -> Tensor:
         if weight.shape not in ((self._rows, 1, 1, 1), (1, 1, 1, 1)):
             raise ValueError(
-                f"{type(self).__name__} needs a weight of shape {(self._rows, 1, 1, 1)} or (1, 1, 1, 1), not {tuple(weight.shape)}."
+                f"{type(self).__name__} needs a weight of shape {(self._rows, 1, 1, 1)} or (1, 1, 1, 1), "
+                f"not {tuple(weight.shape)}."
             )
         return self._apply(lambda wide: self._tikhonov(wide, weight.to(wide)), y, self.measurement_shape)
 

@@ -22,9 +22,7 @@ def _sandwich(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
     return left @ (x @ right.mT)
 
 
-def _filtered(
-    left: tuple[Tensor, ...], right: tuple[Tensor, ...], y: Tensor, gain: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _filtered(left: tuple[Tensor, ...], right: tuple[Tensor, ...], y: Tensor, gain: Callable[[Tensor], Tensor]) -> Tensor:
     """An inverse of A X = L X R^T from the decompositions (U, s, V^T) of L and R: each component times gain(singular value)."""
     left_u, left_s, left_vt = left
     right_u, right_s, right_vt = right

@@ -112,7 +112,7 @@ def test_a_restored_adapter_sees_observation_inverse_and_mask():
         seen = adapter_observation(measurement, True)
         assert seen.shape == (4, 3, 8, 8)
         assert torch.equal(seen[:, :1], operator.to_image(measurement.y))
-        assert torch.equal(seen[:, 1:2], measurement.regularised_inverse())
+        assert torch.equal(seen[:, 1:2], measurement.regularised_inverse(0.3))
         assert torch.equal(seen[:, 2:], torch.ones(4, 1, 8, 8) if operator.observed is None else operator.observed.float())
         assert adapter_arguments(seen, label, False, None) == (seen, label)
         *_, latent = adapter_arguments(seen, label, True, IdentityCodec())

@@ -11,6 +11,7 @@ from vfmbench.base import UserError
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel, motion_kernels
 from vfmbench.tasks.operators import HDR, GaussianBlur, Identity, Mask, MotionBlur, PhaseRetrieval, SuperResolution
+from vfmbench.tasks.operators.base import TIKHONOV_TOLERANCE, BatchedOperator
 
 ROWS = 3
 
@@ -294,3 +295,72 @@ def test_nonlinear_operators_have_no_adjoint(name):
         operator.adjoint(y)
     with pytest.raises(UserError, match="not linear and has no pseudo-inverse"):
         operator.pinv(y)
+    with pytest.raises(UserError, match="not linear and has no regularised inverse"):
+        operator.tikhonov(y, torch.ones(1, 1, 1, 1))
+
+
+def weights(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None, None, None]
+
+
+@pytest.mark.parametrize("name", [name for name in LINEAR if "31x20" not in name])
+def test_tikhonov_solves_the_regularised_normal_equations(name):
+    operator = LINEAR[name]()
+    weight = weights(0.3, 0.1, 2.0)
+    matrix, y = dense(operator, "forward"), random(ROWS, *operator.measurement_shape, seed=9)
+    system = matrix.mT @ matrix + weight[:, 0] * torch.eye(matrix.shape[2], dtype=torch.float64)
+    right = (matrix.mT @ y.flatten(1)[..., None]).squeeze(2)
+    found = operator.tikhonov(y, weight).flatten(1)
+    expected = torch.linalg.solve(system, right)
+    if isinstance(operator, MotionBlur):
+        gradient = (system @ found[..., None]).squeeze(2) - right
+        assert (gradient.norm(dim=1) / right.norm(dim=1)).max() <= TIKHONOV_TOLERANCE * (1 + 1e-6)
+        # The smallest eigenvalue of the system is at least the weight.
+        bound = TIKHONOV_TOLERANCE * right.norm(dim=1) / weight.flatten()
+        assert ((found - expected).norm(dim=1) <= bound * (1 + 1e-6)).all()
+    else:
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_tikhonov_without_a_closed_form_agrees(name):
+    """The solver that any operator falls back on, on those that have a closed form."""
+    operator = LINEAR[name]()
+    y = random(ROWS, *operator.measurement_shape, seed=10)
+    found, weight = operator.tikhonov(y, weights(0.5)), weights(0.5).expand(ROWS, 1, 1, 1)
+    generic = BatchedOperator._tikhonov(operator, y, weight)
+    bound = TIKHONOV_TOLERANCE * operator.adjoint(y).flatten(1).norm(dim=1) / 0.5
+    assert ((found - generic).flatten(1).norm(dim=1) <= 2 * bound).all()
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_tikhonov_of_a_row_does_not_depend_on_the_others(name):
+    """A row that converges at once and one that needs long, beside each other and with their neighbours exchanged."""
+    operator = LINEAR[name]()
+    y = random(ROWS, *operator.measurement_shape, seed=11)
+    together = operator.tikhonov(y, weights(0.01, 1e3, 0.1))
+    altered = y.clone()
+    altered[1] = 0
+    other = operator.tikhonov(altered, weights(0.01, 1e-4, 0.1))
+    torch.testing.assert_close(together[::2], other[::2], atol=1e-10, rtol=0)
+    assert (other[1] == 0).all()
+
+
+def test_tikhonov_ignores_the_hole_and_takes_one_weight_for_all():
+    operator, y = random_mask((3, 8, 8)), random(ROWS, 3, 8, 8)
+    found = operator.tikhonov(y, weights(0.5))
+    assert torch.equal(operator.tikhonov(y.where(operator.observed, 1e6), weights(0.5, 0.5, 0.5)), found)
+    with pytest.raises(ValueError, match="weight of shape"):
+        operator.tikhonov(y, torch.ones(ROWS))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_tikhonov_keeps_dtypes_and_autocast_does_not_reach_inside(name):
+    operator = LINEAR[name]()
+    y = random(ROWS, *operator.measurement_shape, dtype=torch.bfloat16)
+    plain = operator.tikhonov(y, weights(0.1))
+    assert plain.dtype == torch.bfloat16
+    torch.testing.assert_close(plain, operator.tikhonov(y.float(), weights(0.1)).bfloat16())
+    outside = operator.tikhonov(y.float(), weights(0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(operator.tikhonov(y.float(), weights(0.1)), outside)
