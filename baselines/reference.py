@@ -18,7 +18,7 @@ class Reference:
     """One deterministic image per measurement, repeated for every sample."""
 
     Options: ClassVar[type[base.Options]] = base.Options
-    weights = ()
+    weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, suite: Suite, options: Any, device: torch.device):
         self.meter = Meter(device)
@@ -106,6 +106,8 @@ class Autoencoded(Reference):
 
     On noise-free denoising this is the codec's own reconstruction of the image, the ceiling of every method on its latents.
     """
+
+    weights = ("codec",)
 
     def __init__(self, suite: Suite, options: Any, device: torch.device):
         super().__init__(suite, options, device)

@@ -361,7 +361,8 @@ class Sampler(Protocol):
 
     Attributes:
         Options: pydantic model of what `--set method.key=value` may change.
-        weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity.
+        weights: names of the suite's weight files that this method needs; their hashes become part of the run's identity. A
+            method that needs any has the codec too; "codec" is for one that needs nothing else.
         meter: the `vfmbench.models.metering.Meter` that its networks' evaluations are counted by.
 
     A class may also have `preset(name, method, task, suite) -> options`, a classmethod that gives options by name, or from a

@@ -178,7 +178,7 @@ def _weight_hashes(suite: Suite, split: str, sampler_class: type[Sampler]) -> di
             hashes.update({} if found is None else {name: found})
 
     for name in sampler_class.weights:
-        look(name, partial(suite.weights.sha256, name))
+        look(name, suite.codec_sha256 if name == "codec" else partial(suite.weights.sha256, name))
     if sampler_class.weights:
         look("codec", suite.codec_sha256)
     try:

@@ -1,4 +1,4 @@
-"""Pre-training of the shared backbone: flow matching, then or together with mean flow."""
+"""Pre-training of the shared backbone: flow matching, and mean flow together with it or after it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str,
 
 
 class FlowStage(LatentStage):
-    """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest, from nothing.
+    """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest.
 
-    Its evaluation is in the suite's first feature space.
+    It starts from the stage `flow_matching` where the suite trains one, else from nothing. Its evaluation is in the suite's first feature space.
     """
 
     name = "flow"
+    needs = ("flow_matching",)
     judged_by = ("features",)
 
     class Options(ImageOptions, MeanFlowOptions):
@@ -53,7 +54,10 @@ class FlowStage(LatentStage):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._architecture = sit_architecture(self.suite, self.options.architecture)
-        self.networks = {"flow": flow_network(self.suite.latent_shape, self._architecture).to(self.device)}
+        network = flow_network(self.suite.latent_shape, self._architecture)
+        if "flow_matching" in self.needed(self.suite):
+            network.load_state_dict(self.weights.load("flow_matching").part("flow"))
+        self.networks = {"flow": network.to(self.device)}
 
     @classmethod
     def check(cls, suite: Suite, options: Options) -> None:
@@ -118,6 +122,18 @@ class FlowStage(LatentStage):
 
     def manifest(self) -> dict[str, Any]:
         return {"architecture": {"flow": self._architecture}}
+
+
+class FlowMatchingStage(FlowStage):
+    """u(x,t,t) alone, from nothing: a backbone that mean flow starts from."""
+
+    name = "flow_matching"
+    needs = ()
+
+    class Options(FlowStage.Options):
+        flow_matching_share: float = Field(1.0, ge=1, le=1, description="1: there is no mean-flow term")
+
+    options: Options
 
 
 def _euler(flow: FlowModel, x: Tensor, label: Tensor, steps: int) -> Tensor:
