@@ -20,7 +20,7 @@ from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.execution import Execution
 from vfmbench.models.external import FILES, ExternalPaths, external_sha256, load_external
 from vfmbench.models.external_files import user_weights_folder
-from vfmbench.models.features import EXTERNAL_SPACES, ClassifierFeatures, external_space
+from vfmbench.models.features import EXTERNAL_SPACES, embedded_space, external_space
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
@@ -217,7 +217,7 @@ class DefinedSuite:
             raise unknown_name("feature space", name, self.feature_space_names)
         if name in EXTERNAL_SPACES:
             return external_space(name, self._weights, device)
-        return ClassifierFeatures(name, self.weights.load(self._definition.feature_spaces[name]), device)
+        return embedded_space(name, self.weights.load(self._definition.feature_spaces[name]), device)
 
     def perceptual(self, name: str, device: torch.device) -> PerceptualDistance:
         if name not in self.perceptual_names:

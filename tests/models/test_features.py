@@ -1,4 +1,4 @@
-"""Inception and DINO features against the packages called directly, and the cache of features."""
+"""Inception and DINO features against the packages called directly, embedded networks, and the cache of features."""
 
 import pytest
 import torch
@@ -8,7 +8,11 @@ from torchvision.transforms import functional as transforms
 from vfmbench.base import UserError
 from vfmbench.models.external import ExternalPaths, load_external
 from vfmbench.models.feature_cache import CachedFeatures
-from vfmbench.models.features import external_space
+from vfmbench.models.features import embedded_space, external_space
+from vfmbench.models.images import to_float
+from vfmbench.models.photonet import PhotoNet
+from vfmbench.models.weights import WeightStore
+from vfmbench.registry import suites
 
 CPU = torch.device("cpu")
 
@@ -68,6 +72,56 @@ def test_grey_images_are_refused(spaces):
     for name, space in spaces.items():
         with pytest.raises(UserError, match=f"{name} needs RGB images, not 1 channels of 8x8"):
             space.features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+@pytest.fixture
+def photonet():
+    torch.manual_seed(0)
+    return PhotoNet(3, [8, 16], feature_size=5)
+
+
+def test_a_manifest_says_which_network_its_space_is(images, photonet, tmp_path, monkeypatch):
+    monkeypatch.setattr("vfmbench.models.features._BATCH", 2)
+    store = WeightStore(tmp_path, "")
+    tensors = {f"photonet.{key}": value for key, value in photonet.state_dict().items()}
+    architecture = {"in_channels": 3, "channels": [8, 16], "feature_size": 5}
+    store.save("features", {**tensors, "heads.weight": torch.ones(2)}, {"architecture": {"photonet": architecture}}, dtype=None)
+    space = embedded_space("photonet", store.load("features"), CPU)
+    found = space.features(images)
+    torch.testing.assert_close(found, photonet(images / 127.5 - 1).detach(), rtol=1e-4, atol=1e-6)
+    assert found.std(0).min() > 0
+    assert not found.requires_grad
+    assert space.classify(images) is None
+    assert (space.name, space.weights_sha256) == ("photonet", store.sha256("features"))
+
+
+def test_the_digits_space_classifies():
+    suite = suites.get("digits")({})
+    space = embedded_space("digitnet", suite.weights.load("features"), CPU)
+    images, labels = suite.dataset("validation").load(range(180))
+    assert (space.classify(images) == labels).float().mean() > 0.9
+    assert space.features(images).shape == (180, 64)
+
+
+def test_photonet_is_small():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = PhotoNet()
+    with FlopCounterMode(display=False) as counter:
+        assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    assert counter.get_total_flops() / 2 < 25e6
+    assert sum(parameter.numel() for parameter in network.parameters()) < 5e5
+
+
+def test_photonet_treats_each_image_by_itself(images, photonet):
+    whole = photonet(to_float(images))
+    alone = torch.cat([photonet(to_float(image[None])) for image in images])
+    torch.testing.assert_close(whole, alone)
+
+
+def test_photonets_gradient_is_that_of_finite_differences(photonet):
+    image = torch.rand(1, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradcheck(photonet.double(), image)
 
 
 class Counting:

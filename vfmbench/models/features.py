@@ -14,6 +14,7 @@ from vfmbench.models.external import ExternalPaths, ExternalWeights, load_extern
 from vfmbench.models.feature_cache import CachedFeatures, cache_folder
 from vfmbench.models.images import to_float
 from vfmbench.models.inception import InceptionFeatures
+from vfmbench.models.photonet import PhotoNet
 from vfmbench.models.weights import Weights
 from vfmbench.registry import unknown_name
 
@@ -21,6 +22,8 @@ EXTERNAL_SPACES: Mapping[str, Callable[[ExternalWeights, torch.device], FeatureS
     "inception": InceptionFeatures,
     "dino": DinoFeatures,
 }
+
+_BATCH = 256
 
 
 def external_space(name: str, paths: ExternalPaths, device: torch.device) -> FeatureSpace:
@@ -33,6 +36,12 @@ def external_space(name: str, paths: ExternalPaths, device: torch.device) -> Fea
     if name not in EXTERNAL_SPACES:
         raise unknown_name("feature space", name, EXTERNAL_SPACES)
     return CachedFeatures(EXTERNAL_SPACES[name](load_external(name, paths.path_of(name)), device), cache_folder())
+
+
+def embedded_space(name: str, weights: Weights, device: torch.device) -> FeatureSpace:
+    """The space of a suite's own weights, ready on `device`; their manifest entry names the network."""
+    (kind,) = weights.entry["architecture"]
+    return _EMBEDDED_SPACES[kind](name, weights, device)
 
 
 class ClassifierFeatures:
@@ -51,3 +60,28 @@ class ClassifierFeatures:
 
     def classify(self, images: Tensor) -> Tensor:
         return self._network(to_float(images.to(self._device))).argmax(1).cpu()
+
+
+class PhotoFeatures:
+    """Features of a `PhotoNet`; implements `vfmbench.interfaces.FeatureSpace`."""
+
+    settings = ""
+
+    def __init__(self, name: str, weights: Weights, device: torch.device):
+        self.name, self.weights_sha256, self._device = name, weights.sha256, device
+        self._network = PhotoNet(**weights.entry["architecture"]["photonet"])
+        self._network.load_state_dict(weights.part("photonet"))
+        self._network.eval().requires_grad_(False).to(device)
+
+    def features(self, images: Tensor) -> Tensor:
+        return torch.cat([self._network(to_float(batch.to(self._device))).cpu() for batch in images.split(_BATCH)])
+
+    def classify(self, images: Tensor) -> None:
+        """None: it knows its training's photographs, and no classes."""
+        return None
+
+
+_EMBEDDED_SPACES: Mapping[str, Callable[[str, Weights, torch.device], FeatureSpace]] = {
+    "classifier": ClassifierFeatures,
+    "photonet": PhotoFeatures,
+}
