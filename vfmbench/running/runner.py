@@ -114,6 +114,8 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     own = suite.methods.get(config.method, {})
     chosen = {**own, **_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
+    if "label" in config.options.get("method", {}) and not suite.num_classes:
+        raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.")
     metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
     if config.metrics is not None:
         metric_names = list(config.metrics)

@@ -97,7 +97,9 @@ def tune(
     tuning = validate(TuningOptions, {**suite.tuning, **options.get("tuning", {})}, "tuning.")
     methods = _known("method to tune", methods, tuning.methods)
     tasks = _known("task to tune", tasks, tuning.tasks)
-    groups = {(method, task): _trials(suite_name, method, task, tuning, options, runs) for task in tasks for method in methods}
+    groups = {
+        (method, task): trials_of(suite_name, method, task, tuning, options, runs) for task in tasks for method in methods
+    }
     trials = [trial for group in groups.values() for trial in group]
     for trial in trials:
         plan(trial.config)
@@ -118,9 +120,10 @@ def _known(kind: str, names: Sequence[str] | None, allowed: Sequence[str] | Mapp
     return list(names or allowed)
 
 
-def _trials(
+def trials_of(
     suite: str, method: str, task: str, tuning: TuningOptions, options: Mapping[str, Mapping[str, Any]], runs: Path
 ) -> list[Trial]:
+    """One trial for each combination of the method's grid, not run yet; arguments as of `tune`."""
     grid = tuning.methods[method]
     sections = {key: dict(options[key]) for key in ("data", "weights") if options.get(key)}
     trials = []
