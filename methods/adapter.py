@@ -2,8 +2,8 @@
 
 Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
 biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.models.conversion`). The paper's
-adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed, and
-starts from the restored image's latent.
+adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed,
+and starts from the restored image's latent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vfmbench.registry import unknown_name
 
 LOGVAR_RANGE = (-10.0, 2.0)
 
-# In between what is best for deblurring (0.2) and for super-resolution (1), by the PSNR of the inverse on photos64's validation.
+# Between what is best for deblurring (0.2) and for super-resolution (1), by the PSNR of the inverse on photos64's validation.
 _RESTORING_PRIOR_STD = 0.3
 
 # A restored latent is worth little under unit noise: q starts at a standard deviation of 0.37 around it.
@@ -54,7 +54,7 @@ def adapter_observation(measurement: Measurement, restored: bool) -> Tensor:
     """What an adapter sees of a measurement: the observation as an image [B,C,H,W].
 
     Args:
-        restored: append the regularised inverse, C channels, and one channel that is 1 where a pixel was observed: [B,2C+1,H,W].
+        restored: append the regularised inverse, C channels, and a channel that is 1 where a pixel was observed: [B,2C+1,H,W].
 
     Raises UserError for `restored` and an operator that is not linear.
     """
@@ -63,11 +63,13 @@ def adapter_observation(measurement: Measurement, restored: bool) -> Tensor:
     if not restored:
         return image
     observed = torch.ones_like(image[:, :1]) if operator.observed is None else operator.observed.to(image)
-    return torch.cat([image, measurement.regularised_inverse(_RESTORING_PRIOR_STD), observed.expand(-1, 1, *image.shape[2:])], 1)
+    return torch.cat(
+        [image, measurement.regularised_inverse(_RESTORING_PRIOR_STD), observed.expand(-1, 1, *image.shape[2:])], 1
+    )
 
 
 def adapter_arguments(observation: Tensor, problem: Tensor, restored: bool, codec: Any) -> tuple[Tensor, ...]:
-    """What an adapter is called with: `adapter_observation`, problem ids [B] and, if `restored`, the restored image's latent."""
+    """An adapter's arguments: `adapter_observation`, problem ids [B] and, if `restored`, the restored image's latent."""
     if not restored:
         return observation, problem
     channels = observation.shape[1] // 2
@@ -117,8 +119,8 @@ class NoiseAdapter(nn.Module):
         image_size, image_channels: of the observation as an image, `operator.to_image(y)`.
         latent_size, latent_channels: of z; `image_size` must be `latent_size` times a power of two.
         num_problems: number of inverse-problem ids.
-        patch_size: side of the pixel blocks that become channels before the first convolution; 1 in the paper. The halvings then
-            start at image_size / patch_size.
+        patch_size: side of the pixel blocks that become channels before the first convolution; 1 in the paper. The halvings
+            then start at image_size / patch_size.
         restored: see `adapter_observation`; the mean then starts at `skip_gain` times the restored image's latent.
         skip_gain: initial value of a factor that is learnt for every problem and channel.
     """
@@ -176,7 +178,9 @@ class NoiseAdapter(nn.Module):
             nn.init.constant_(self.conv_out.get_parameter("bias")[latent_channels:], _RESTORED_LOGVAR)
 
     def forward(self, observation: Tensor, problem: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Args: observation [B,.,H,W]; problem [B] ids; latent: of the restored image. Returns mean and log-variance [B,c,h,w]."""
+        """Args: observation [B,.,H,W]; problem [B] ids; latent of the restored image, [B,c,h,w], as are the returned mean and
+        log-variance.
+        """
         embedding = self.embedding(problem)
         h = self.conv_in(F.pixel_unshuffle(observation, self.patch_size))
         for stage in self.stages:

@@ -1,7 +1,7 @@
 """photos64: 64x64 patches of photographs at a random place and scale.
 
-Test and validation patches come from the colour photographs that ship inside scikit-image and scikit-learn; training patches from
-any folder of photographs of the user's.
+Test and validation patches come from the colour photographs that ship inside scikit-image and scikit-learn; training patches
+from any folder of photographs of the user's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATCHES_PER_PHOTOGRAPH = 256
 """Of a training photograph; different crops, so that a training hardly ever meets one twice."""
 
 _LARGEST_SIDE = 512
-"""Training photographs are reduced until their shorter side is below twice this many pixels: else factor 4 would see texture only."""
+"""Training photographs are reduced until their shorter side is below twice this: else factor 4 would see texture only."""
 
 _FLAT = 12.0
 """Standard deviation within channels, of 255, below which a patch (sky, black border) is drawn again."""

@@ -45,9 +45,7 @@ class SuiteDefinition(Options):
     modality: Literal["images", "points"] = "images"
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
-    codec: Literal["identity", "sd_vae", "trained"] = Field(
-        "identity", description="trained: the suite's own weights `codec`"
-    )
+    codec: Literal["identity", "sd_vae", "trained"] = Field("identity", description="trained: the suite's own weights `codec`")
     num_classes: int = Field(ge=0)
     feature_spaces: dict[str, str] = Field(
         default_factory=dict, description="feature space -> name of its weights, the suite's own or external ones"

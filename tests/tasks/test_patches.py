@@ -12,7 +12,6 @@ from vfmbench.tasks.datasets import PatchOptions, photos64
 from vfmbench.tasks.datasets.patches import PATCHES_PER_PHOTOGRAPH
 
 
-
 def photograph(path, width=300, height=200, seed=0):
     """Coloured noise that is smooth over eight pixels, so that reducing it leaves something."""
     small = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ from vfmbench.training.stage import Stage, TrainingOptions
 
 
 class CodecStage(Stage):
-    """Mean squared error of decode(encode(x) + noise): noise in place of a KL-VAE's, so that near latents decode to near images."""
+    """Mean squared error of decode(encode(x) + noise), noise as a KL-VAE's, so that near latents decode to near images."""
 
     name = "codec"
 
@@ -59,7 +59,7 @@ class CodecStage(Stage):
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        """PSNR (dB) of the reconstruction and of the linear part alone, mean over images, and the latents' standard deviation."""
+        """PSNR (dB) of the reconstruction and of the linear part alone, means over images, and the latents' deviation."""
         images, _ = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
         latents = ema["encoder"](images)
         return {
