@@ -150,7 +150,7 @@ def test_the_networks_tangent_is_the_mean_of_the_pairs(network):
         rows = len(direction)
         return torch.func.jvp(
             lambda x, t: network(x, t, times[1][:rows], label[:rows], fused_attention=False),
-            (point.expand(rows, -1, -1, -1), times[0][:rows]),
+            (point.repeat(rows, 1, 1, 1), times[0][:rows].clone()),
             (direction, torch.ones(rows, dtype=torch.float64)),
         )[1]
 

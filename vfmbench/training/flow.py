@@ -39,8 +39,8 @@ def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str,
 class FlowStage(LatentStage):
     """u(x,t,t) by flow matching on a share of the batch and u(x,t,r) by mean flow on the rest.
 
-    It starts from the stage `flow_matching` where the suite trains one, else from nothing. Its evaluation is in the suite's first
-    feature space.
+    It starts from the stage `flow_matching` where the suite trains one, else from nothing. Its evaluation is in the suite's
+    first feature space.
     """
 
     name = "flow"

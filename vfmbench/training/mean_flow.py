@@ -107,7 +107,7 @@ def mean_flow_loss(
         v = guided_velocity(network, x_t, t, z - x, label, null_label, omega)
         target = v
         if tangent != "none":
-            direction = v if tangent == "conditional" else network(x_t, t, t, label).float()
+            direction = v if tangent == "conditional" else network(x_t, t, t, label).to(x_t.dtype)
             derivative = torch.func.jvp(
                 lambda x, t, r: network(x, t, r, label, fused_attention=False),
                 (x_t.detach(), t, r),
