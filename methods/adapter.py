@@ -23,7 +23,7 @@ LOGVAR_RANGE = (-10.0, 2.0)
 # Between what is best for deblurring (0.2) and for super-resolution (1), by the PSNR of the inverse on photos64's validation.
 _RESTORING_PRIOR_STD = 0.3
 
-# A restored latent is worth little under unit noise: q starts at a standard deviation of 0.37 around it.
+# A restored latent is worth little under unit noise: q starts at a standard deviation of 0.37 around it, and of 1 in holes.
 _RESTORED_LOGVAR = -2.0
 
 SIZES = {
@@ -175,7 +175,6 @@ class NoiseAdapter(nn.Module):
         nn.init.zeros_(self.conv_out.get_parameter("bias"))
         if restored:
             self.skip_gain = nn.Parameter(torch.full((num_problems, latent_channels), float(skip_gain)))
-            nn.init.constant_(self.conv_out.get_parameter("bias")[latent_channels:], _RESTORED_LOGVAR)
 
     def forward(self, observation: Tensor, problem: Tensor, latent: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Args: observation [B,.,H,W]; problem [B] ids; latent of the restored image, [B,c,h,w], as are the returned mean and
@@ -191,4 +190,5 @@ class NoiseAdapter(nn.Module):
         mean, logvar = self.conv_out(F.silu(self.norm_out(h))).chunk(2, dim=1)
         if latent is not None:
             mean = mean + self.skip_gain[problem][:, :, None, None] * latent
+            logvar = logvar + _RESTORED_LOGVAR * F.adaptive_avg_pool2d(observation[:, -1:], latent.shape[-2:])
         return mean, logvar.clamp(*LOGVAR_RANGE)

@@ -96,9 +96,13 @@ def test_log_variance_is_clamped():
 def test_a_restored_adapter_starts_around_the_restored_latent():
     adapter = small_adapter(restored=True, patch_size=2, skip_gain=0.5)
     observation, latent = torch.randn(2, 7, 16, 16), torch.randn(2, 2, 4, 4)
+    observation[:, -1] = 1
+    observation[:, -1, 4:8, :2] = 0
     mean, logvar = adapter(observation, torch.tensor([0, 2]), latent)
     assert torch.equal(mean, 0.5 * latent)
-    assert torch.equal(logvar, torch.full_like(latent, -2.0))
+    expected = torch.full_like(latent, -2.0)
+    expected[:, :, 1, 0] = -1.0
+    assert torch.equal(logvar, expected)
 
 
 def test_a_restored_adapter_sees_observation_inverse_and_mask():
