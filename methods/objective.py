@@ -68,7 +68,7 @@ class AdapterStage(ImageStage):
         flow = self.weights.load("flow")
         self._flow_architecture = flow.entry["architecture"]["flow"]
         self._flow = flow_network(self.suite.latent_shape, self._flow_architecture).to(self.device)
-        self._flow.load_state_dict(flow.part("flow"))
+        flow.fill(self._flow, "flow")
 
     @staticmethod
     def _problem_tasks(suite: Suite, options: AdapterOptions) -> list[Task]:

@@ -49,7 +49,7 @@ class PointAdapterStage(PointStage):
         start = self.weights.load(self.needs[0])
         self._architecture["flow"] = start.entry["architecture"]["flow"]
         flow = flow_network(self.suite.latent_shape, self._architecture["flow"])
-        flow.load_state_dict(start.part("flow"))
+        start.fill(flow, "flow")
         return flow
 
     @classmethod

@@ -47,7 +47,7 @@ class AdapterSampler:
         architecture = adapter_file.entry["architecture"]["adapter"]
         self._restored = architecture.get("restored", False)
         adapter = adapter_network(suite.latent_shape, architecture)
-        adapter.load_state_dict(adapter_file.part("adapter"))
+        adapter_file.fill(adapter, "adapter")
         self._adapter = execution_of(suite).prepare(adapter.eval().requires_grad_(False).to(device))
 
     def _check_codec(self, suite: Suite, adapter_file: Weights) -> None:
@@ -62,7 +62,7 @@ class AdapterSampler:
     def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
         """The map that was trained with the adapter."""
         network = flow_network(suite.latent_shape, adapter_file.entry["architecture"]["flow"])
-        network.load_state_dict(adapter_file.part("flow"))
+        adapter_file.fill(network, "flow")
         network = execution_of(suite).prepare(network.to(device))
         return FlowModel(network, suite.latent_shape, suite.num_classes or None, Meter(device))
 

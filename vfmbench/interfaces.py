@@ -138,8 +138,9 @@ class Measurement:
 
         It is m + argmin_d |A d - (y - A m)|^2 + w |d|^2 with w = (noise_std / prior_std)^2, see `Operator.tikhonov`.
 
-        m is the mean of each channel over its observed entries, so that a hole gets the mean colour; 0 where measurements are
-        not images of the same channels. Noise of several levels counts with its root mean square over the observed entries,
+        m is the mean of each channel over y; where pixels are missing, the mean of the observed ones weighted by the inverse
+        fourth power of their distance (Shepard 1968), so that holes are filled from their surroundings; 0 where measurements
+        are not images of the same channels. Noise of several levels counts with its root mean square over the observed entries,
         and w is at least 1e-6, so that a noise-free measurement has an inverse too.
 
         Args:
@@ -150,9 +151,10 @@ class Measurement:
         """
         shape, observed = self.operator.image_shape, self._observed()
         mean = self.y.new_zeros(len(self), *shape)
-        if self.y.ndim == 4 and self.y.shape[1] == shape[0]:
-            counts = observed.sum((2, 3), keepdim=True).clamp_min(1)
-            mean = ((self.y * observed).sum((2, 3), keepdim=True) / counts).expand_as(mean)
+        if self.operator.observed is not None and self.y.shape[1:] == shape:
+            mean = _interpolated(self.y, observed)
+        elif self.y.ndim == 4 and self.y.shape[1] == shape[0]:
+            mean = self.y.mean((2, 3), keepdim=True).expand_as(mean)
         squared = (self.noise_std.square() * observed).flatten(1).sum(1) / observed.flatten(1).sum(1).clamp_min(1)
         weight = (squared / prior_std**2).clamp_min(_SMALLEST_WEIGHT)[:, None, None, None]
         return mean + self.operator.tikhonov(-self.residual(mean), weight)
@@ -161,6 +163,22 @@ class Measurement:
         """1 where an entry of y carries signal, 0 elsewhere; in y's shape."""
         observed = self.operator.observed
         return torch.ones_like(self.y) if observed is None else observed.expand_as(self.y).to(self.y)
+
+
+def _interpolated(y: Tensor, observed: Tensor) -> Tensor:
+    """Inverse-distance weighting: the mean of the observed pixels with weights 1 / (1 + distance^2)^2, [B,C,H,W].
+
+    Args:
+        y, observed: [B,C,H,W]; observed is 1 or 0.
+    """
+    height, width = y.shape[-2:]
+    # Twice the size, so that the cyclic convolution does not wrap around.
+    rows, columns = (torch.fft.fftfreq(2 * n, 1 / (2 * n), device=y.device) for n in (height, width))
+    kernel = (1 + rows[:, None].square() + columns.square()).pow(-2).to(y)
+    transform = torch.fft.rfft2(kernel)
+    both = torch.fft.rfft2(torch.cat([y * observed, observed], 1), s=(2 * height, 2 * width))
+    total, weight = torch.fft.irfft2(both * transform, s=(2 * height, 2 * width))[..., :height, :width].chunk(2, 1)
+    return total / weight.clamp_min(1e-6)
 
 
 class Task(Protocol):

@@ -181,8 +181,8 @@ class DefinedSuite:
         if self._definition.codec == "trained":
             weights = self.weights.load("codec")
             encoder, decoder = patch_autoencoder(weights.entry["architecture"]["codec"])
-            encoder.load_state_dict(weights.part("encoder"))
-            decoder.load_state_dict(weights.part("decoder"))
+            weights.fill(encoder, "encoder")
+            weights.fill(decoder, "decoder")
             return patch_codec(encoder, decoder, device, meter, self.execution)
         if self._for_timing:
             network = autoencoder()
@@ -206,7 +206,7 @@ class DefinedSuite:
     def flow(self, device: torch.device) -> FlowModel:
         weights = self.weights.load("flow")
         network = flow_network(self.latent_shape, weights.entry["architecture"]["flow"])
-        network.load_state_dict(weights.part("flow"))
+        weights.fill(network, "flow")
         network = self.execution.prepare(network.to(device))
         return FlowModel(network, self.latent_shape, self.num_classes or None, Meter(device))
 

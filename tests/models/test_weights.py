@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfmbench.base import MissingError
+from vfmbench.base import MissingError, UserError
 from vfmbench.models.external_files import user_weights_folder
+from vfmbench.models.networks import flow_network
 from vfmbench.models.weights import WeightStore
 
 ENTRY = {"architecture": {"flow": {}}}
@@ -86,3 +87,29 @@ def test_the_users_own_folder(monkeypatch):
     assert user_weights_folder("imagenet256") == Path.home() / "elsewhere/imagenet256"
     monkeypatch.delenv("VFMBENCH_WEIGHTS_DIR")
     assert user_weights_folder("imagenet256") == Path.home() / ".cache/vfmbench/weights/imagenet256"
+
+
+def test_weights_of_another_size_say_which_tensor(tmp_path):
+    store = WeightStore(tmp_path, "")
+    store.save("linear", {"head.weight": torch.ones(2, 3), "head.bias": torch.ones(2)}, {"architecture": {}})
+    weights = store.load("linear")
+    layer = torch.nn.Linear(3, 2)
+    weights.fill(layer, "head")
+    assert torch.equal(layer.weight, torch.ones(2, 3))
+    with pytest.raises(MissingError, match=r"linear\.safetensors do not fit the network 'head': size mismatch for weight"):
+        weights.fill(torch.nn.Linear(4, 2), "head")
+
+
+def test_a_flow_of_other_latents_is_refused():
+    architecture = {
+        "input_size": 8,
+        "patch_size": 4,
+        "in_channels": 1,
+        "hidden_size": 16,
+        "depth": 1,
+        "dmf_depth": 1,
+        "num_heads": 1,
+    }
+    flow_network((1, 8, 8), architecture)
+    with pytest.raises(UserError, match="for latents of 1x8x8, not of 8x16x16"):
+        flow_network((8, 16, 16), architecture)

@@ -52,7 +52,7 @@ class ClassifierFeatures:
     def __init__(self, name: str, weights: Weights, device: torch.device):
         self.name, self.weights_sha256, self._device = name, weights.sha256, device
         self._network = SmallClassifier(**weights.entry["architecture"]["classifier"])
-        self._network.load_state_dict(weights.part("classifier"))
+        weights.fill(self._network, "classifier")
         self._network.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class PhotoFeatures:
     def __init__(self, name: str, weights: Weights, device: torch.device):
         self.name, self.weights_sha256, self._device = name, weights.sha256, device
         self._network = PhotoNet(**weights.entry["architecture"]["photonet"])
-        self._network.load_state_dict(weights.part("photonet"))
+        weights.fill(self._network, "photonet")
         self._network.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vfmbench.base import MissingError
 from vfmbench.files import file_sha256, replace_file
@@ -28,6 +28,15 @@ class Weights:
     tensors: dict[str, Tensor]
     entry: dict[str, Any]
     sha256: str
+
+    def fill(self, network: nn.Module, prefix: str) -> None:
+        """Puts one network's tensors into it. Raises MissingError if they are not of its names and sizes."""
+        try:
+            network.load_state_dict(self.part(prefix))
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2]
+            reason = first[0].strip() if first else str(error)
+            raise MissingError(f"The weights {self.entry['file']} do not fit the network {prefix!r}: {reason}") from error
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The state dict of one network in the file, e.g. `part("adapter")`; tensor names begin with their network's."""

@@ -57,7 +57,7 @@ class FlowStage(LatentStage):
         self._architecture = sit_architecture(self.suite, self.options.architecture)
         network = flow_network(self.suite.latent_shape, self._architecture)
         if "flow_matching" in self.needed(self.suite):
-            network.load_state_dict(self.weights.load("flow_matching").part("flow"))
+            self.weights.load("flow_matching").fill(network, "flow")
         self.networks = {"flow": network.to(self.device)}
 
     @classmethod

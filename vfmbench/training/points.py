@@ -131,7 +131,7 @@ class PointFlowStage(PointStage):
         self._architecture = self.options.architecture
         self.networks = {"flow": flow_network(self.suite.latent_shape, self._architecture).to(self.device)}
         for name in self.needs:
-            self.networks["flow"].load_state_dict(self.weights.load(name).part("flow"))
+            self.weights.load(name).fill(self.networks["flow"], "flow")
 
     @classmethod
     def check(cls, suite: Suite, options: TrainingOptions) -> None:
