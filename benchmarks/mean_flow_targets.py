@@ -1,15 +1,15 @@
 """Which regression target turns a flow-matching network into a one-step map, and which destroy it.
 
-Continues photos64's flow-matching network with half of each batch on flow matching and half on a target for u(x_t,t,r), and follows
-the one-step map: its mean squared distance to the 25-step Euler solution of the network it started from, from the same noise, and
-the flow-matching loss on the validation patches. Minutes a line on one core.
+Continues photos64's flow-matching network with half of each batch on flow matching and half on a target for u(x_t,t,r), and
+follows the one-step map: its mean squared distance to the 25-step Euler solution of the network it started from, from the same
+noise, and the flow-matching loss on the validation patches. Minutes a line on one core.
 
     python benchmarks/mean_flow_targets.py PHOTOGRAPHS [--steps 150] [--out results/photos64/targets.csv]
 
 Targets: `conditional` and `network`, v - (t-r) du/dt along the pair's or the network's velocity, and `none`, v alone
-(`vfmbench.training.mean_flow`); `self`, the network's velocity also in place of v; `lagrangian`, u(f,r,r) + (t-r) du/dr at the point
-f = x_t - (t-r) u(x_t,t,r), after Boffi et al. (arXiv 2505.18825); `semigroup`, the mean of two half steps, after shortcut models
-(Frans et al., arXiv 2410.12557). Each with and without the adaptive scaling of the losses.
+(`vfmbench.training.mean_flow`); `self`, the network's velocity also in place of v; `lagrangian`, u(f,r,r) + (t-r) du/dr at the
+point f = x_t - (t-r) u(x_t,t,r), after Boffi et al. (arXiv 2505.18825); `semigroup`, the mean of two half steps, after shortcut
+models (Frans et al., arXiv 2410.12557). Each with and without the adaptive scaling of the losses.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ def main() -> None:
     for target, adaptive in itertools.product(options.targets.split(","), (True, False)):
         begin = time.perf_counter()
         table += curve(target, adaptive, start, train, validation, options.steps)
-        last = table[-1]
+        first, last = table[-1 - options.steps // EVERY], table[-1]
         print(
-            f"{target:12s} {'adaptive' if adaptive else 'plain':9s} distance {table[-1 - options.steps // EVERY]['distance']:.3f} -> "
-            f"{last['distance']:.3f}  flow matching {last['flow_matching']:.3f}  {time.perf_counter() - begin:.0f} s",
+            f"{target:12s} {'adaptive' if adaptive else 'plain':9s} distance {first['distance']:.3f} -> {last['distance']:.3f}  "
+            f"flow matching {first['flow_matching']:.3f} -> {last['flow_matching']:.3f}  {time.perf_counter() - begin:.0f} s",
             flush=True,
         )
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""photos64's training from a folder of photographs: every stage in turn, stopped and resumed, and the samplers on what it wrote."""
+"""photos64's training from a folder of photographs: every stage in turn, stopped and resumed, and samplers on what it wrote."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from vfmbench import RunConfig
 from vfmbench.base import MissingError, UserError
 from vfmbench.cli import main
+from vfmbench.methods.objective import VFMStage
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
 from vfmbench.training.codec import CodecStage
@@ -72,13 +73,10 @@ def test_samplers_run_on_what_was_trained(trained, tmp_path):
 
 @pytest.mark.parametrize("stage", ["codec", "vfm"])
 def test_a_stage_that_was_stopped_goes_on(stage, photographs, trained, tmp_path, monkeypatch):
-    stage_class = {"codec": CodecStage}.get(stage)
-    if stage_class is None:
-        from vfmbench.methods.objective import VFMStage as stage_class
+    stage_class = {"codec": CodecStage, "vfm": VFMStage}[stage]
     weights = []
     for folder, stop in (("whole", None), ("stopped", 1)):
         out = tmp_path / folder
-        suites.get("photos64")({"weights": {"path": str(trained)}})
         real = stage_class.loss
 
         def loss(self, step, *rest, stop=stop, real=real):
@@ -86,7 +84,7 @@ def test_a_stage_that_was_stopped_goes_on(stage, photographs, trained, tmp_path,
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(self, step, *rest)
 
-        command = arguments(stage, photographs, out, steps=3) + ["--set", f"weights.path={trained}"]
+        command = [*arguments(stage, photographs, out, steps=3), "--set", f"weights.path={trained}"]
         with monkeypatch.context() as patch:
             patch.setattr(stage_class, "loss", loss)
             assert main(command) == (0 if stop is None else 75)

@@ -27,8 +27,8 @@ def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -
         size = network.grid_size * network.patch_size
         if (network.in_channels, size, size) != tuple(shape):
             raise UserError(
-                f"These flow weights are for latents of {network.in_channels}x{size}x{size}, not of {'x'.join(map(str, shape))}; "
-                "give weights of this suite."
+                f"These flow weights are for latents of {network.in_channels}x{size}x{size}, not of "
+                f"{'x'.join(map(str, shape))}; give weights of this suite."
             )
         return network
     if kind == "mlp":
