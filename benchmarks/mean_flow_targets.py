@@ -138,10 +138,11 @@ def main() -> None:
     table: list[dict] = []
     for target, adaptive in itertools.product(options.targets.split(","), (True, False)):
         begin = time.perf_counter()
+        scaling = "adaptive" if adaptive else "plain"
         table += curve(target, adaptive, start, train, validation, options.steps)
         first, last = table[-1 - options.steps // EVERY], table[-1]
         print(
-            f"{target:12s} {'adaptive' if adaptive else 'plain':9s} distance {first['distance']:.3f} -> {last['distance']:.3f}  "
+            f"{target:12s} {scaling:9s} distance {first['distance']:.3f} -> {last['distance']:.3f}  "
             f"flow matching {first['flow_matching']:.3f} -> {last['flow_matching']:.3f}  {time.perf_counter() - begin:.0f} s",
             flush=True,
         )
