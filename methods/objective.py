@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -197,6 +197,11 @@ class VFMStage(AdapterStage):
             0.8, ge=0, le=1, description="share of samples whose z comes from the adapter, the others from N(0,I)"
         )
         flow_weight: float = Field(1.0, ge=0, description="1/(2 tau^2) of eq. 19 up to the normalisation by elements")
+        adaptive_scope: Literal["total", "flow"] = Field(
+            "total",
+            description="what the adaptive scaling divides: each sample's total loss, as in the paper, or each of its two flow "
+            "terms by itself, the others left alone: a mean-flow loss has rare large values, which a total hides",
+        )
         ema_target: bool = Field(
             True, description="L_obs through the EMA flow map; False: its gradient also reaches the flow map"
         )
@@ -230,10 +235,13 @@ class VFMStage(AdapterStage):
         matching = flow_matching_loss(flow, x, z, t_fm, flow_label, null, omega)
         mean_flow = mean_flow_loss(flow, x, z, t, r, flow_label, null, omega, options.tangent)
         flow_loss = 0.5 * (matching + mean_flow)
+        terms = {"flow": flow_loss, "observation": observed, "kl": divergence}
+        if options.adaptive_scope == "flow":
+            flow_loss = 0.5 * (self._scale(matching) + self._scale(mean_flow))
 
         total = options.flow_weight * flow_loss + options.observation_weight * observed + options.kl_weight * divergence
-        terms = {"flow": flow_loss, "observation": observed, "kl": divergence}
-        return self._scale(total).mean(), {key: value.detach().mean() for key, value in terms.items()}
+        loss = self._scale(total) if options.adaptive_scope == "total" else total
+        return loss.mean(), {key: value.detach().mean() for key, value in terms.items()}
 
 
 class FrozenAdapterStage(AdapterStage):

@@ -132,3 +132,13 @@ def test_observation_loss_is_the_authors_mean_over_images(suite):
             difference = difference * operator.observed
         expected = difference.square().flatten(1).mean(1) / (2 * 0.1**2)
         torch.testing.assert_close(loss[rows], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_flow_term_may_be_scaled_by_itself(suite):
+    """The gradient of the scaled terms is that of their logarithms, whatever the observation and KL terms are."""
+    stage = stage_of(suite, adaptive_scope="flow", adaptive_constant=1e-9, observation_weight=0.0, kl_weight=0.0)
+    loss, terms = stage.loss(0, torch.Generator().manual_seed(0), stage.networks)
+    assert loss.item() == pytest.approx(1.0, abs=1e-3)
+    heavier = stage_of(suite, adaptive_scope="flow", adaptive_constant=1e-9, observation_weight=2.0, kl_weight=3.0)
+    total, terms = heavier.loss(0, torch.Generator().manual_seed(0), heavier.networks)
+    assert total.item() == pytest.approx(1.0 + 2 * terms["observation"].item() + 3 * terms["kl"].item(), rel=1e-3)
