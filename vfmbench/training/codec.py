@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
-from vfmbench.models.patch_autoencoder import fit_linear, patch_autoencoder
+from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, fit_linear, patch_autoencoder
 from vfmbench.training.batches import whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
 
@@ -61,10 +61,13 @@ class CodecStage(Stage):
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """PSNR (dB) of the reconstruction and of the linear part alone, means over images, and the latents' deviation."""
         images, _ = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
-        latents = ema["encoder"](images)
+        encoder, decoder = ema["encoder"], ema["decoder"]
+        assert isinstance(encoder, PatchEncoder)
+        assert isinstance(decoder, PatchDecoder)
+        latents = encoder(images)
         return {
-            "psnr": _psnr(ema["decoder"](latents), images),
-            "psnr/linear": _psnr(ema["decoder"].linear(ema["encoder"].linear(images)), images),
+            "psnr": _psnr(decoder(latents), images),
+            "psnr/linear": _psnr(decoder.linear(encoder.linear(images)), images),
             "latent_std": latents.std().item(),
         }
 

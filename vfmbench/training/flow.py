@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -44,7 +44,7 @@ class FlowStage(LatentStage):
     """
 
     name = "flow"
-    needs = ("flow_matching",)
+    needs: ClassVar[tuple[str, ...]] = ("flow_matching",)
     judged_by = ("features",)
 
     class Options(ImageOptions, MeanFlowOptions):
@@ -129,7 +129,7 @@ class FlowMatchingStage(FlowStage):
     """u(x,t,t) alone, from nothing: a backbone that mean flow starts from."""
 
     name = "flow_matching"
-    needs = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     class Options(FlowStage.Options):
         flow_matching_share: float = Field(1.0, ge=1, le=1, description="1: there is no mean-flow term")
