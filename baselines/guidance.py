@@ -132,6 +132,18 @@ def time_grid(steps: int, shift: float = 1.0) -> Iterator[tuple[float, float]]:
     return itertools.pairwise(shifted)
 
 
+def tuned_options(preset: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
+    """What `vfmbench tune` chose: from a file, or with the preset `tuned` from the suite's own; none under other presets.
+
+    Raises MissingError where nothing has been tuned.
+    """
+    if is_preset_file(preset):
+        return tuned_values(Path(preset), method, task, suite)
+    if preset == "tuned":
+        return tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite)
+    return {}
+
+
 class Solver:
     """What every solver has: a network and a codec that it asks for estimates and gradients, options by preset name."""
 
@@ -166,13 +178,7 @@ class Solver:
 
         Raises MissingError where nothing has been tuned.
         """
-        if name == "original":
-            return cls.original(task.problem)
-        if is_preset_file(name):
-            return tuned_values(Path(name), method, task, suite)
-        if name == "tuned":
-            return tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite)
-        return {}
+        return cls.original(task.problem) if name == "original" else tuned_options(name, method, task, suite)
 
     def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
         """The solver's steps, one sample a row of the measurement; the last state is the result."""

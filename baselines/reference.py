@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench import base
+from vfmbench.base import MissingError
+from vfmbench.baselines.guidance import tuned_options
 from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
 from vfmbench.models.metering import Meter
 
@@ -64,6 +67,14 @@ class Tikhonov(Reference):
     def __init__(self, suite: Suite, options: TikhonovOptions, device: torch.device):
         super().__init__(suite, options, device)
         self._prior_std = options.prior_std
+
+    @classmethod
+    def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
+        """The tuned width where there is one, else the default."""
+        try:
+            return tuned_options(name, method, task, suite)
+        except MissingError:
+            return {}
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
         return measurement.regularised_inverse(self._prior_std)

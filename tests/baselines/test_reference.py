@@ -167,3 +167,11 @@ def test_a_renamed_task_keeps_its_references():
     task.name = task.problem = "super_resolution_x4"
     assert Bicubic.supports(task, SUITE) == (True, "")
     assert Bicubic.supports(SimpleNamespace(name="other", problem="other", linear=True), SUITE)[0] is False
+
+
+def test_tikhonov_takes_its_tuned_width_where_there_is_one():
+    for name, expected in (("photos64", {"prior_std": 1.0}), ("digits", {})):
+        suite = suites.get(name)({})
+        task = suite.task("super_resolution", {})
+        assert Tikhonov.preset("tuned", "tikhonov", task, suite) == expected
+        assert Tikhonov.preset("paper", "tikhonov", task, suite) == {}
