@@ -173,8 +173,8 @@ def _interpolated(y: Tensor, observed: Tensor) -> Tensor:
     """
     height, width = y.shape[-2:]
     # Twice the size, so that the cyclic convolution does not wrap around.
-    rows, columns = (torch.fft.fftfreq(2 * n, 1 / (2 * n), device=y.device) for n in (height, width))
-    kernel = (1 + rows[:, None].square() + columns.square()).pow(-2).to(y)
+    rows, columns = (torch.fft.fftfreq(2 * n, 1 / (2 * n), dtype=y.dtype, device=y.device) for n in (height, width))
+    kernel = (1 + rows[:, None].square() + columns.square()).pow(-2)
     transform = torch.fft.rfft2(kernel)
     both = torch.fft.rfft2(torch.cat([y * observed, observed], 1), s=(2 * height, 2 * width))
     total, weight = torch.fft.irfft2(both * transform, s=(2 * height, 2 * width))[..., :height, :width].chunk(2, 1)

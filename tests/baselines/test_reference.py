@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from vfmbench.base import UserError
 from vfmbench.baselines.reference import Autoencoded, Bicubic, MeanFill, Tikhonov
 from vfmbench.interfaces import Measurement
-from vfmbench.registry import samplers
+from vfmbench.registry import samplers, suites
 from vfmbench.tasks.operators import Mask
 
 from .checks import build
