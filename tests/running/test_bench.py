@@ -87,6 +87,13 @@ def test_bench_in_half_precision(config):
     assert min(matrix_rate(CPU, precision) for precision in ("bfloat16", "float32")) > 0
 
 
+def test_forward_passes_cost_the_same_in_half_precision(config):
+    half, whole = (
+        bench(plan(config(method="vfm", precision=precision, device="cpu")), 1e9, 1) for precision in ("bfloat16", "float32")
+    )
+    assert half.flops == pytest.approx(whole.flops, rel=1e-3)
+
+
 def test_untrained_networks_cost_what_the_trained_ones_do(config):
     trained = bench(plan(config(method="vfm")), 1e9, 1)
     with untrained(suites.get("digits")({})) as suite:
