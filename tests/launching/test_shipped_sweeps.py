@@ -25,4 +25,4 @@ def test_the_sweep_of_photos64s_trials_is_what_tuning_runs():
         for trial in trials_of("photos64", method, task, tuning, {}, Path("results/runs"))
     }
     assert swept == tuned
-    assert len(tuned) == 5 * (3 + 5 * 4 + 9)
+    assert len(tuned) == 5 * (4 * 4 + 2 * 5 + 9)
