@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from vfmbench.base import Options
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.metering import Meter
+from vfmbench.options import Options as NoOptions
 
 
 class ExactPosteriorSampler:
     """Independent draws from `suite.posterior(measurement)`; no network runs."""
 
-    Options = Options
+    Options = NoOptions
     weights = ()
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
+    def __init__(self, suite: Suite, options: NoOptions, device: torch.device):
         self._suite = suite
         self.meter = Meter(device)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, GuidanceOptions, GuidanceSampler, Step, interpolate, smooth_norms
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 
 
 class FlowDPS(GuidanceSampler):

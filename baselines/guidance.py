@@ -18,11 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import Options
-from vfmbench.config import ClassLabel, is_preset_file, tuned_values
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.config import is_preset_file, tuned_values
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
+from vfmbench.options import ClassLabel, Options
 
 Rule = Literal["unit", "residual", "sign"]
 Draw = Callable[[], Tensor]

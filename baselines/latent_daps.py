@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, Solver, SolverOptions, Step, draws, interpolate, norms, per_sample, unit
-from vfmbench.interfaces import Measurement, NoiseSource, Suite
+from vfmbench.interfaces import Suite
+from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.models.execution import Execution, execution_of, with_execution
 
 _FIRST_POWER_ITERATIONS, _POWER_ITERATIONS = 8, 2

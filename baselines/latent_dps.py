@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, GuidanceOptions, GuidanceSampler, Step, directed
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 
 
 class LatentDPS(GuidanceSampler):

@@ -187,8 +187,8 @@ class Annealing:
             temperature, size, rows = (temperature + step)[on], size[on], rows[on]
             if not len(rows):
                 break
-        rows, ancestors, size = (torch.cat([group[part] for group in finished]) for part in (0, 2, 3))
-        drawn = Particles.cat([group[1] for group in finished])
+        owners, groups, effective, sizes = zip(*finished, strict=True)
+        rows, ancestors, size, drawn = torch.cat(owners), torch.cat(effective), torch.cat(sizes), Particles.cat(list(groups))
         numbers = RowNumbers("last moves", self.key[rows])
         return rows, self._move(drawn, torch.ones_like(ancestors), size, rows, numbers)[0], ancestors
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 
 # Numbers in one block of a computation, and pixels or entries of y up to which an operator is taken as a matrix.
 _AT_ONCE = 2**22

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import UserError
 from vfmbench.baselines.guidance import (
     Draw,
     GuidanceOptions,
@@ -24,7 +23,9 @@ from vfmbench.baselines.guidance import (
     smooth_norms,
     unit,
 )
-from vfmbench.interfaces import Measurement, Suite
+from vfmbench.errors import UserError
+from vfmbench.interfaces import Suite
+from vfmbench.measurement import Measurement
 
 
 class PSLD(GuidanceSampler):

@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench import base
-from vfmbench.base import MissingError
+from vfmbench import options
 from vfmbench.baselines.guidance import tuned_options
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.errors import MissingError
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.metering import Meter
+from vfmbench.restoration import regularised_inverse
 
 
 class Reference:
     """One deterministic image per measurement, repeated for every sample."""
 
-    Options: ClassVar[type[base.Options]] = base.Options
+    Options: ClassVar[type[options.Options]] = options.Options
     weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, suite: Suite, options: Any, device: torch.device):
@@ -53,14 +55,14 @@ class PseudoInverse(Reference):
         return measurement.operator.pinv(measurement.y)
 
 
-class TikhonovOptions(base.Options):
+class TikhonovOptions(options.Options):
     """prior_std: standard deviation of a pixel around the image's mean colour, positive."""
 
     prior_std: float = Field(default=0.5, gt=0)
 
 
 class Tikhonov(Reference):
-    """The posterior mean under a white Gaussian prior around the mean colour: `Measurement.regularised_inverse`."""
+    """The posterior mean under a white Gaussian prior around the mean colour: `vfmbench.restoration.regularised_inverse`."""
 
     Options = TikhonovOptions
 
@@ -77,7 +79,7 @@ class Tikhonov(Reference):
             return {}
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
-        return measurement.regularised_inverse(self._prior_std)
+        return regularised_inverse(measurement, self._prior_std)
 
 
 class Bicubic(Reference):

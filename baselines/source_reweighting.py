@@ -21,11 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import UserError
 from vfmbench.baselines.guidance import Solver, SolverOptions, time_grid
 from vfmbench.baselines.particles import Annealing, Particles, choose, effective_size
 from vfmbench.baselines.pool_likelihood import pool_likelihood
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.errors import UserError
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.randomness import PhiloxNoise
 
 # Rows and numbers in one call of the network.

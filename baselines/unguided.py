@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, GuidanceSampler, Step
-from vfmbench.interfaces import Measurement, Suite, Task
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement
 
 
 class Unguided(GuidanceSampler):

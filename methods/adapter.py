@@ -1,7 +1,7 @@
 """The noise adapter q(z|y,c): a convolutional residual network with FiLM conditioning on the inverse problem's id c.
 
 Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
-biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.models.conversion`). The paper's
+biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.weights.conversion`). The paper's
 adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed,
 and starts from the restored image's latent.
 """
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmbench.interfaces import Measurement
-from vfmbench.registry import unknown_name
+from vfmbench.errors import unknown_name
+from vfmbench.measurement import Measurement
+from vfmbench.restoration import regularised_inverse
 
 LOGVAR_RANGE = (-10.0, 2.0)
 
@@ -64,7 +65,7 @@ def adapter_observation(measurement: Measurement, restored: bool) -> Tensor:
         return image
     observed = torch.ones_like(image[:, :1]) if operator.observed is None else operator.observed.to(image)
     return torch.cat(
-        [image, measurement.regularised_inverse(_RESTORING_PRIOR_STD), observed.expand(-1, 1, *image.shape[2:])], 1
+        [image, regularised_inverse(measurement, _RESTORING_PRIOR_STD), observed.expand(-1, 1, *image.shape[2:])], 1
     )
 
 
@@ -190,5 +191,7 @@ class NoiseAdapter(nn.Module):
         mean, logvar = self.conv_out(F.silu(self.norm_out(h))).chunk(2, dim=1)
         if latent is not None:
             mean = mean + self.skip_gain[problem][:, :, None, None] * latent
-            logvar = logvar + _RESTORED_LOGVAR * F.adaptive_avg_pool2d(observation[:, -1:], latent.shape[-2:])
+            logvar = logvar + _RESTORED_LOGVAR * F.adaptive_avg_pool2d(
+                observation[:, -1:], (latent.shape[-2], latent.shape[-1])
+            )
         return mean, logvar.clamp(*LOGVAR_RANGE)

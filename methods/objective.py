@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vfmbench.config import dump
-from vfmbench.interfaces import Measurement, Suite, Task
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement
 from vfmbench.methods.adapter import adapter_arguments, adapter_observation, expand_adapter_size
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.networks import flow_network
+from vfmbench.options import dump
 from vfmbench.randomness import PhiloxNoise, split_seed
 from vfmbench.training.image_stage import ImageOptions, ImageStage
 from vfmbench.training.mean_flow import (

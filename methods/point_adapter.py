@@ -14,11 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.base import Options
-from vfmbench.config import validate
+from vfmbench.errors import unknown_name
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.mlp import Shape, perceptron
-from vfmbench.registry import unknown_name
+from vfmbench.options import Options, validate
 
 LOG_STD_RANGE = (-6.0, 3.0)
 

@@ -11,17 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.base import Options as BaseOptions
-from vfmbench.config import ClassLabel
-from vfmbench.interfaces import Measurement, NoiseSource, Samples, Suite, Task
+from vfmbench.errors import MissingError, UserError
+from vfmbench.interfaces import Suite, Task
+from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.methods.adapter import adapter_arguments, adapter_observation
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.models.execution import execution_of
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
-from vfmbench.models.weights import Weights
+from vfmbench.options import ClassLabel
+from vfmbench.options import Options as BaseOptions
+from vfmbench.weights.store import Weights
 
 
 class AdapterSampler:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import NoiseSource
+from vfmbench.measurement import NoiseSource
 
 # Relative size below which singular values of a blur count as zero, and at which its iterative solver stops.
 PINV_TOLERANCE = 1e-2

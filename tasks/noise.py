@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import NoiseSource
+from vfmbench.measurement import NoiseSource
 
 # What a noise-free measurement declares as its standard deviation: the rounding error of an operator in float32. A zero would
 # make every likelihood and every normalised residual infinite.

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import Options, UserError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
+from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.noise import add_gaussian
 from vfmbench.tasks.operators.matrix import MatrixOperator, orthonormal_rows

@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import Options, UserError
-from vfmbench.interfaces import Measurement, NoiseSource
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement, NoiseSource
+from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks import operators
 from vfmbench.tasks.kernels import motion_kernels

@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vfmbench.base import UserError
-from vfmbench.registry import unknown_name
+from vfmbench.errors import UserError, unknown_name
 from vfmbench.tasks.problems import ImageShape, InverseProblem
 
 _KEYS = ("name", "task", "options")
@@ -62,8 +61,8 @@ def load_task_file(
         raise UserError(f"{path}:{lines['task',]}: {unknown_name('task', str(problem), problems)}")
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        where = f"{path}:{lines['name',]}" if "name" in content else f"{path}"
-        raise UserError(f"{where}: name must consist of letters, digits, '.', '_' and '-', not {name!r}.")
+        place = f"{path}:{lines['name',]}" if "name" in content else f"{path}"
+        raise UserError(f"{place}: name must consist of letters, digits, '.', '_' and '-', not {name!r}.")
     options = {} if content.get("options") is None else content["options"]
     if not isinstance(options, dict):
         raise UserError(f"{path}:{lines['options',]}: options must be a mapping of names to values, not {options!r}.")

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from vfmbench import doctor
-from vfmbench.base import Status
 from vfmbench.commands import doctor as command
 from vfmbench.doctor import Check, Health, document, examine, ready
+from vfmbench.errors import Status
 from vfmbench.registry import samplers
 from vfmbench.reporting import console
 
@@ -101,7 +101,7 @@ def test_requirements_that_are_not_met(monkeypatch):
 
 
 def test_damaged_weights(monkeypatch, tmp_path):
-    from vfmbench.models import inventory
+    from vfmbench.weights import inventory
 
     folder = tmp_path / "digits"
     folder.mkdir()

@@ -7,7 +7,9 @@
 
 from typing import Any
 
-__all__ = ["RunConfig", "run"]
+__all__ = ["RunConfig", "__version__", "run"]
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

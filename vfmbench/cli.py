@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from vfmbench.base import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from vfmbench import __version__
+from vfmbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from vfmbench.registry import load_plugin
 
 
@@ -20,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measure posterior samplers of inverse problems: `vfmbench run --method vfm --task gaussian_deblur`.",
         epilog="Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 weights or data missing; 75 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"vfmbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
 )
 
-from vfmbench.base import MissingError, Options, UserError
-from vfmbench.registry import unknown_name
+from vfmbench.errors import MissingError, UserError
 
 if TYPE_CHECKING:
     from vfmbench.interfaces import Suite, Task
-
-OptionsType = TypeVar("OptionsType", bound=BaseModel)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 RUN_SECTIONS = ("method", "task", "data", "weights")
 PRESETS = ("paper", "original", "tuned")
-
-# YAML reads an unquoted true or null as a value of its own.
-_YAML_WORDS = {True: "true", None: "null"}
-ClassLabel = Annotated[
-    Literal["true", "null"], BeforeValidator(lambda value: value if isinstance(value, str) else _YAML_WORDS.get(value, value))
-]
-"""Which class a network is given: the image's own, or the null class."""
 
 
 class RunConfig(BaseModel):
@@ -105,48 +91,6 @@ class RunIdentity(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def validate(model: type[OptionsType], values: Mapping[str, Any], prefix: str = "") -> OptionsType:
-    """Builds `model`, or raises UserError: one sentence that names the field, what is allowed, and the nearest key."""
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise UserError(" ".join(_explain(problem, model, prefix) for problem in error.errors())) from None
-
-
-def _explain(problem: Any, model: type[BaseModel], prefix: str) -> str:
-    key = prefix + ".".join(str(part) for part in problem["loc"])
-    if prefix == "--":
-        key = key.replace("_", "-")
-    if problem["type"] == "extra_forbidden":
-        return str(unknown_name("key", key, [prefix + name for name in model.model_fields]))
-    if problem["type"] == "missing":
-        return f"{key} is required."
-    return f"{key}: {problem['msg']}, got {problem['input']!r}."
-
-
-def parse_overrides(pairs: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`["method.steps=4", "task.std=1.5"]` -> {"method": {"steps": 4}, "task": {"std": 1.5}}; values are YAML.
-
-    Raises UserError for a pair without "=", an unknown section or a value that is not YAML.
-    """
-    result: dict[str, dict[str, Any]] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        section, dot, name = key.partition(".")
-        if not equals:
-            raise UserError(f"--set takes key=value, got {pair!r}.")
-        if not dot or section not in sections:
-            near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}.{name or section}'?" if near else ""
-            raise UserError(f"--set {key!r}: keys begin with one of {', '.join(s + '.' for s in sections)}.{hint}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
-        result.setdefault(section, {})[name] = value
-    return result
-
-
 def is_preset_file(preset: str) -> bool:
     """Whether a preset is a file that `vfmbench tune` wrote, rather than a name."""
     return preset.endswith((".yaml", ".yml"))
@@ -182,7 +126,3 @@ def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str,
     if options is None:
         raise MissingError(f"{path.name}: no setting of {method} on {task.name} could be chosen; see its trials there.")
     return dict(options)
-
-
-def dump(options: Options) -> dict[str, Any]:
-    return options.model_dump(mode="json")

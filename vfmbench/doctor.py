@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 
 _GIGABYTE = 1e9
 # Less than this, and storing a run or holding a batch may fail.
@@ -182,7 +182,7 @@ def _entry_points() -> Iterator[Check]:
 
 
 def _shipped_weights() -> Iterator[Check]:
-    from vfmbench.models.inventory import damage, shipped_folders
+    from vfmbench.weights.inventory import damage, shipped_folders
 
     for folder in shipped_folders():
         for name, problem in damage(folder):
@@ -194,7 +194,8 @@ def _shipped_weights() -> Iterator[Check]:
 
 def _trial_run() -> Iterator[Check]:
     """One image of the default suite, from the command's own defaults to a metric."""
-    from vfmbench.config import RunConfig, validate
+    from vfmbench.config import RunConfig
+    from vfmbench.options import validate
     from vfmbench.running.runner import execute, plan
 
     with tempfile.TemporaryDirectory() as folder:
@@ -207,8 +208,8 @@ def _trial_run() -> Iterator[Check]:
 
 
 def _external_weights() -> Iterator[Check]:
-    from vfmbench.models.external_files import ExternalPaths
-    from vfmbench.models.inventory import file_statuses
+    from vfmbench.weights.external_files import ExternalPaths
+    from vfmbench.weights.inventory import file_statuses
 
     yield Check("external weights", Health.NOTE, "for paper-scale suites and their metrics; see `vfmbench weights status`")
     statuses = file_statuses(ExternalPaths(), hashed=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 
 
 def file_sha256(path: Path) -> str:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterable
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import UserError
-
-
-def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not among `allowed`: names the nearest and lists all."""
-    allowed = sorted(allowed)
-    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
-    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.")
+from vfmbench.errors import UserError, unknown_name
 
 
 class Registry:

@@ -14,7 +14,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Dataset
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.datasets.decoding import decode

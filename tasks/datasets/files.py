@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from vfmbench.base import MissingError, Options, UserError
+from vfmbench.errors import MissingError, UserError
+from vfmbench.options import Options
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.tasks.datasets.decoding import RECIPE, decode
 from vfmbench.tasks.datasets.files import PathOptions, folders_in, name_bytes, ordered_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.tasks.datasets.files import PathOptions
 from vfmbench.tasks.datasets.folders import FolderDataset, class_folders, folder_split, with_classes
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.datasets.decoding import to_rgb_image
 from vfmbench.tasks.datasets.files import PathOptions, name_bytes, ordered_images

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
-from vfmbench.interfaces import Measurement, NoiseSource
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.tasks.exact.linear import LinearMeasurement, flat_points
 from vfmbench.tasks.exact.sampling import choose, fine_uniform, log_interval_probability, truncated_normal_quantile
 

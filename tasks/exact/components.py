@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement, NoiseSource
+from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.tasks.exact.linear import LinearMeasurement, flat_points
 from vfmbench.tasks.exact.sampling import choose, fine_uniform
 

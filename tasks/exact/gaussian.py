@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.exact.components import GaussianComponents
 from vfmbench.tasks.operators.matrix import orthonormal_rows

@@ -7,8 +7,8 @@ from typing import Self
 
 from torch import Tensor
 
-from vfmbench.base import UserError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
 from vfmbench.tasks.operators.matrix import MatrixOperator
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import NoiseSource
+from vfmbench.measurement import NoiseSource
 
 # Below this log probability the normal quantile is found from its asymptotic series; above, the library's is accurate.
 _DEEP_TAIL = -300.0

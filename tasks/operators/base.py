@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.tasks.operators.least_squares import least_squares
 
 ImageShape = tuple[int, int, int]

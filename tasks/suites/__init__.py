@@ -13,13 +13,11 @@ import torch
 import yaml
 from pydantic import Field
 
-from vfmbench.base import Options, UserError
-from vfmbench.config import dump, validate
-from vfmbench.interfaces import Dataset, ExactPosterior, FeatureSpace, Measurement, PerceptualDistance, Task
+from vfmbench.errors import UserError, unknown_name
+from vfmbench.interfaces import Dataset, ExactPosterior, FeatureSpace, PerceptualDistance, Task
+from vfmbench.measurement import Measurement
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.execution import Execution
-from vfmbench.models.external import FILES, ExternalPaths, external_sha256, load_external
-from vfmbench.models.external_files import user_weights_folder
 from vfmbench.models.features import EXTERNAL_SPACES, embedded_space, external_space
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
@@ -27,13 +25,15 @@ from vfmbench.models.networks import flow_network
 from vfmbench.models.patch_autoencoder import patch_autoencoder, patch_codec
 from vfmbench.models.perceptual import perceptual_distance
 from vfmbench.models.sd_vae import autoencoder, load_autoencoder, sd_vae_codec
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import Options, dump, validate
 from vfmbench.registry import tasks as task_registry
-from vfmbench.registry import unknown_name
 from vfmbench.tasks import datasets
 from vfmbench.tasks.problems import InverseProblem
 from vfmbench.tasks.suites.timing import random_images
 from vfmbench.tasks.task_file import load_task_file
+from vfmbench.weights.external import FILES, ExternalPaths, external_sha256, load_external
+from vfmbench.weights.external_files import user_weights_folder
+from vfmbench.weights.store import WeightStore
 
 DataOptions = TypeVar("DataOptions", bound=Options)
 

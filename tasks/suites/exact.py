@@ -11,18 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.base import Options
-from vfmbench.config import validate
-from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, NoiseSource
+from vfmbench.interfaces import Dataset, ExactPosterior
+from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import Options, validate
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.exact.checkerboard import CheckerboardPrior
 from vfmbench.tasks.exact.gaussian import random_gaussian
 from vfmbench.tasks.exact.mixture import grid_mixture
 from vfmbench.tasks.suites import DefinedSuite, WeightsOptions, read_definition
+from vfmbench.weights.store import WeightStore
 
 SPLITS = {"train": 20_000, "validation": 2_000, "test": 10_000}
 

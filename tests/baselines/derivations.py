@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 from vfmbench.tasks.kernels import PINV_TOLERANCE
 
 from .toys import ToySuite

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vfmbench.base import Options
 from vfmbench.baselines.exact import ExactPosteriorSampler
+from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
 

@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vfmbench.base import MissingError, UserError
 from vfmbench.baselines.flowchef import FlowChef
 from vfmbench.baselines.flowdps import FlowDPS
 from vfmbench.baselines.guidance import data_gradient, directed, draws, time_grid, unit
@@ -15,8 +14,10 @@ from vfmbench.baselines.latent_dps import LatentDPS
 from vfmbench.baselines.mpgd import MPGD
 from vfmbench.baselines.psld import PSLD
 from vfmbench.baselines.unguided import Unguided
-from vfmbench.config import RunConfig, validate
+from vfmbench.config import RunConfig
+from vfmbench.errors import MissingError, UserError
 from vfmbench.models.images import to_float
+from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
 from vfmbench.running.runner import plan

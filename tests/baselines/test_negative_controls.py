@@ -11,7 +11,7 @@ from vfmbench.baselines.latent_daps import LatentDAPS
 from vfmbench.baselines.latent_dps import LatentDPS
 from vfmbench.baselines.mpgd import MPGD
 from vfmbench.baselines.psld import PSLD
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 from vfmbench.models.flow import FlowModel
 
 from .checks import (

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
 from vfmbench.baselines.particles import choose, effective_ancestors, effective_size, temperature_step
 from vfmbench.baselines.pool_likelihood import MatrixLikelihood, OperatorLikelihood
 from vfmbench.baselines.source_reweighting import SourceReweighting
-from vfmbench.config import validate
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
+from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks.operators import HDR, Identity
 

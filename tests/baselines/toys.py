@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from vfmbench.interfaces import Measurement
+from vfmbench.measurement import Measurement
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter

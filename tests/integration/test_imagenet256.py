@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vfmbench.cli import main
-from vfmbench.config import dump
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models import sd_vae
 from vfmbench.models.sit import SiT
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import dump
 from vfmbench.registry import suites
 from vfmbench.tasks.datasets.imagenet import classes
+from vfmbench.weights.store import WeightStore
 
 SMALL_VAE = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 SMALL_SIT = {"patch_size": 8, "hidden_size": 48, "depth": 2, "dmf_depth": 1, "num_heads": 2}

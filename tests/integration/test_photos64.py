@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vfmbench import RunConfig
-from vfmbench.base import UserError
 from vfmbench.cli import main
+from vfmbench.errors import UserError
 from vfmbench.models.images import to_float
 from vfmbench.models.metering import Meter
 from vfmbench.registry import suites

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.launching.definitions import read_sweep
 from vfmbench.launching.expansion import expand
 

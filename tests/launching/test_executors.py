@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from vfmbench.base import MissingError
 from vfmbench.cli import main
+from vfmbench.errors import MissingError
 from vfmbench.files import BusyError, locked_directory
 from vfmbench.launching import executors, launch, status
 from vfmbench.launching.executors import JobCall

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 from vfmbench.launching.execution import perform, put_other_weights, silent
 from vfmbench.launching.sweep import parse_values, prepare
 

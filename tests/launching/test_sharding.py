@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vfmbench.base import Status
 from vfmbench.config import RunConfig
+from vfmbench.errors import Status
 from vfmbench.files import BusyError
 from vfmbench.running import sharding
 from vfmbench.running.runner import execute, plan
 from vfmbench.running.sharding import Part, execute_part, merge, positions
+from vfmbench.running.shards import Shards
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_parts_are_whole_batches_and_cover_all_images(planned):
 
 def test_a_killed_part_goes_on_at_its_first_missing_batch(planned, monkeypatch):
     checked, drawn = planned(), []
-    real = type(checked.store).write_shard
+    real = Shards.write
 
     def dies(store, shard):
         if drawn:
@@ -64,13 +65,11 @@ def test_a_killed_part_goes_on_at_its_first_missing_batch(planned, monkeypatch):
         real(store, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(checked.store), "write_shard", dies)
+        patch.setattr(Shards, "write", dies)
         with pytest.raises(RuntimeError):
             execute_part(checked, Part(0, 2))
-    assert checked.store.finished() == {0, 1, 2}
-    monkeypatch.setattr(
-        type(checked.store), "write_shard", lambda store, shard: (drawn.append(shard.index.tolist()), real(store, shard))
-    )
+    assert Shards(checked.store.directory).finished() == {0, 1, 2}
+    monkeypatch.setattr(Shards, "write", lambda store, shard: (drawn.append(shard.index.tolist()), real(store, shard)))
     assert execute_part(checked, Part(0, 2)).status == Status.INTERRUPTED
     assert execute_part(checked, Part(1, 2)).status == Status.DONE
     assert drawn == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from vfmbench.config import validate
 from vfmbench.launching.definitions import read_sweep
 from vfmbench.launching.expansion import expand
+from vfmbench.options import validate
 from vfmbench.registry import suites
 from vfmbench.running.runner import plan
 from vfmbench.running.tuning import TuningOptions, trials_of

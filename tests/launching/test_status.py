@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.launching import cluster, execution, status
 from vfmbench.launching.cluster import SlurmState
 from vfmbench.launching.execution import JobState, perform
@@ -142,7 +142,7 @@ def test_merge_parts_finishes_what_was_killed(started, sweep_of, quiet, monkeypa
 
 def test_a_full_disk_is_reported(started, quiet, monkeypatch, capsys):
     sweep = started(submitted=False)
-    from vfmbench.running import store
+    from vfmbench.results import run_directory as store
 
     def full(path, write):
         raise OSError(errno.ENOSPC, "No space left on device")

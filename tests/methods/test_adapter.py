@@ -3,7 +3,7 @@ import inspect
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.methods.adapter import (
     LOGVAR_RANGE,
     SIZES,
@@ -15,6 +15,7 @@ from vfmbench.methods.adapter import (
 from vfmbench.models.codecs import IdentityCodec
 from vfmbench.models.images import to_float
 from vfmbench.registry import suites
+from vfmbench.restoration import regularised_inverse
 
 
 def small_adapter(**changes):
@@ -116,7 +117,7 @@ def test_a_restored_adapter_sees_observation_inverse_and_mask():
         seen = adapter_observation(measurement, True)
         assert seen.shape == (4, 3, 8, 8)
         assert torch.equal(seen[:, :1], operator.to_image(measurement.y))
-        assert torch.equal(seen[:, 1:2], measurement.regularised_inverse(0.3))
+        assert torch.equal(seen[:, 1:2], regularised_inverse(measurement, 0.3))
         assert torch.equal(seen[:, 2:], torch.ones(4, 1, 8, 8) if operator.observed is None else operator.observed.float())
         assert adapter_arguments(seen, label, False, None) == (seen, label)
         *_, latent = adapter_arguments(seen, label, True, IdentityCodec())

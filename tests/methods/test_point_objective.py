@@ -8,14 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.methods.point_adapter import adapter_network
 from vfmbench.methods.point_objective import PointFrozenStage, PointUnconstrainedStage, PointVFMStage
 from vfmbench.models.networks import flow_network
-from vfmbench.models.weights import WeightStore
 from vfmbench.registry import suites
 from vfmbench.training.points import squared_errors
 from vfmbench.training.train import train
+from vfmbench.weights.store import WeightStore
 
 CPU, SHAPE = torch.device("cpu"), (2, 1, 1)
 SMALL = {"kind": "mlp", "width": 16, "depth": 2}

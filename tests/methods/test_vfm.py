@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.methods.vfm import VFM, FrozenAdapter
 from vfmbench.models.images import to_float

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import NoiseSource
+from vfmbench.measurement import NoiseSource
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.randomness import PhiloxNoise, sample_rows
 

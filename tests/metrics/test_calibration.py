@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics import calibration as module
 from vfmbench.metrics.calibration import (
     calibration,

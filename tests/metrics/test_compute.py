@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.calibration import calibration, spread_skill, tarp
 from vfmbench.metrics.compute import compute_metrics

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.metrics import evaluation as module
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.metrics import exact as module
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.exact import mmd_of_each, mmd_posterior, mode_error, sacc_posterior, sliced_distances, sliced_wasserstein

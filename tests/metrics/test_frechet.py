@@ -6,10 +6,10 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics.distribution import linearised_replicates
 from vfmbench.metrics.frechet import extrapolated_frechet_distance, fid, fid_infinity, frechet_distance
-from vfmbench.metrics.statistics import normal_interval, resampling_counts
+from vfmbench.results.statistics import normal_interval, resampling_counts
 
 
 def pair(n: int, d: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

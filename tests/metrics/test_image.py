@@ -7,7 +7,7 @@ from skimage.data import astronaut
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as skimage_ssim
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics import image
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.image import peak_signal_to_noise, psnr, ssim, ssim_window, structural_similarity

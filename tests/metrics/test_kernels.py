@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics import kernels
 from vfmbench.metrics.kernels import cubic_kernel, gaussian_kernel, kid, median_squared_distance, mmd, squared_mmd
-from vfmbench.metrics.statistics import normal_interval, resampling_counts
+from vfmbench.results.statistics import normal_interval, resampling_counts
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from vfmbench.metrics import manifold
 from vfmbench.metrics.manifold import half_samples, neighbourhood_scores, prdc
-from vfmbench.metrics.statistics import normal_interval
+from vfmbench.results.statistics import normal_interval
 
 
 def whole(n: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from vfmbench.base import MissingError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import MissingError
+from vfmbench.measurement import Measurement
 from vfmbench.metrics.posterior import nlpd
 from vfmbench.tasks.operators import Mask
 

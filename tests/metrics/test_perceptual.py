@@ -7,8 +7,8 @@ import torch
 
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.perceptual import lpips as metric
-from vfmbench.models.external import ExternalPaths
 from vfmbench.models.perceptual import perceptual_distance
+from vfmbench.weights.external import ExternalPaths
 
 CPU = torch.device("cpu")
 SHAPE = (3, 33, 40)

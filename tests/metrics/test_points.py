@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics.calibration import calibration, random_cycle, spread_skill, tarp
 from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.evaluation import PIXELS, POINTS, EvaluationSet

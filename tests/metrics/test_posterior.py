@@ -3,7 +3,7 @@ import pytest
 import scoringrules
 import torch
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.metrics import posterior
 from vfmbench.metrics.posterior import classifier_agreement, crps, diversity, energy_score, residual
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.metrics import kernels
 from vfmbench.metrics import prior as module
 from vfmbench.metrics.compute import compute_metrics

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vfmbench.base import UserError
 from vfmbench.baselines.latent_daps import LatentDAPS
 from vfmbench.config import RunConfig, RunIdentity
+from vfmbench.errors import UserError
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.codecs import AutoencoderCodec
 from vfmbench.models.execution import Execution, execution_of, with_execution

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from vfmbench.base import UserError
-from vfmbench.models.external import ExternalPaths, load_external
+from vfmbench.errors import UserError
 from vfmbench.models.feature_cache import CachedFeatures
 from vfmbench.models.features import embedded_space, external_space
 from vfmbench.models.images import to_float
 from vfmbench.models.photonet import PhotoNet
-from vfmbench.models.weights import WeightStore
 from vfmbench.registry import suites
+from vfmbench.weights.external import ExternalPaths, load_external
+from vfmbench.weights.store import WeightStore
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models.networks import flow_network
 
 SHAPE = (2, 1, 1)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models import sd_vae
-from vfmbench.models.external import ExternalPaths, load_external
 from vfmbench.models.metering import Meter
+from vfmbench.weights.external import ExternalPaths, load_external
 
 CPU = torch.device("cpu")
 NEW_TO_OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -149,7 +149,7 @@ def test_another_architecture_is_one_sentence(random_vae, tmp_path, change, word
 def test_a_published_file_says_what_it_is(small, random_vae, tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from vfmbench.models.external_files import FILES
+    from vfmbench.weights.external_files import FILES
 
     path = tmp_path / "vae.safetensors"
     save_file(random_vae.state_dict(), path)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import SiT, expand_sit_size, sinusoidal_position_grid
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from vfmbench.base import Status
 from vfmbench.config import RunIdentity
+from vfmbench.errors import Status
 from vfmbench.interfaces import MetricValue
-from vfmbench.reporting.stored import StoredRun
-from vfmbench.running.store import RunStore
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.stored import StoredRun
 
 
 @pytest.fixture

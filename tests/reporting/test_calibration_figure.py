@@ -3,7 +3,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.ranks import rank_shares
 from vfmbench.reporting.calibration import calibration_figure

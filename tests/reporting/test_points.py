@@ -11,6 +11,7 @@ from vfmbench.reporting.grid import posterior_grid
 from vfmbench.reporting.point_panels import PointPanels, observed_lines
 from vfmbench.reporting.point_runs import PointRun, observations
 from vfmbench.running.runner import execute, plan
+from vfmbench.running.shards import Shards
 
 TASKS = {"checkerboard": "first_coordinate", "gaussian": "linear_observation", "mixture": "linear_observation"}
 
@@ -70,7 +71,7 @@ def test_panels_show_what_was_stored(tmp_path, monkeypatch):
     close, figures = pyplot.close, []
     monkeypatch.setattr(pyplot, "close", figures.append)
     posterior_grid(checked)
-    shards = checked.store.shards()
+    shards = Shards(checked.store.directory).read()
     truth = checked.dataset.load([0, 1, 2])[0].flatten(1)
     for number, axis in enumerate(figures[0].axes):
         np.testing.assert_allclose(axis.collections[1].get_offsets(), shards[0].images[number].flatten(1), rtol=1e-6)

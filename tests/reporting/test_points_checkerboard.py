@@ -8,9 +8,9 @@ import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_hex
 
-from vfmbench.base import Status, UserError
-from vfmbench.config import RunIdentity, dump
-from vfmbench.models.weights import WeightStore
+from vfmbench.config import RunIdentity
+from vfmbench.errors import Status, UserError
+from vfmbench.options import dump
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites
 from vfmbench.reporting.alignment import alignment_figure
@@ -18,11 +18,13 @@ from vfmbench.reporting.checkerboard import coloured_draws, outline
 from vfmbench.reporting.densities import VALUES, densities_figure, nearest_posteriors
 from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
-from vfmbench.reporting.stored import StoredRun
 from vfmbench.reporting.training_labels import training_labels
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
 from vfmbench.running.runner import PRIOR_STREAM
-from vfmbench.running.store import RunStore, Shard
+from vfmbench.running.shards import Shard, Shards
+from vfmbench.weights.store import WeightStore
 
 SAMPLES, OBSERVATIONS = 6, 100
 
@@ -68,7 +70,7 @@ def make_board(tmp_path):
             if diverged is not None:
                 residual[index == diverged, 2] = torch.nan
             prior = stretch(PhiloxNoise(seed, PRIOR_STREAM, *rows).normal((2, 1, 1), 0)).reshape(shape)
-            store.write_shard(
+            Shards(store.directory).write(
                 Shard(
                     images=stretch(source),
                     index=index,

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from vfmbench.base import UserError
 from vfmbench.cli import main
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.reporting.sweep_figure import sweep_figure
 

@@ -5,13 +5,13 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from vfmbench.base import Status
+from vfmbench.errors import Status
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.values import mean_value
 from vfmbench.reporting.columns import Column
-from vfmbench.reporting.comparison import Entry, compare
 from vfmbench.reporting.console import OUT
 from vfmbench.reporting.rendering import document, to_latex, to_markdown, to_text, value_text
+from vfmbench.results.comparison import Entry, compare
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from vfmbench import RunConfig
 from vfmbench.registry import samplers
 from vfmbench.running.runner import plan, run
-from vfmbench.running.store import HostCopy, RunStore, ShardWriter
+from vfmbench.running.shards import HostCopy, Shards, ShardWriter
 
 WAIT = 10.0
 
@@ -23,12 +23,12 @@ def config(tmp_path):
 
 
 class Disk:
-    """Stands in for a run's store: `write_shard` waits until it is released, and fails for the shards in `broken`."""
+    """Stands in for a run's shards: `write` waits until it is released, and fails for the shards in `broken`."""
 
     def __init__(self, broken=()):
         self.released, self.started, self.written, self.broken = threading.Event(), threading.Event(), [], broken
 
-    def write_shard(self, shard):
+    def write(self, shard):
         self.started.set()
         assert self.released.wait(WAIT)
         if shard in self.broken:
@@ -122,7 +122,7 @@ def test_copies_arrive_as_they_are():
 
 
 def test_a_run_whose_disk_fills_up_fails_and_resumes(config, monkeypatch):
-    real, written = RunStore.write_shard, []
+    real, written = Shards.write, []
 
     def full(store, shard):
         if len(written) == 2:
@@ -131,23 +131,23 @@ def test_a_run_whose_disk_fills_up_fails_and_resumes(config, monkeypatch):
         real(store, shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "write_shard", full)
+        patch.setattr(Shards, "write", full)
         with pytest.raises(OSError, match="No space left"):
             run(config)
     store = plan(config).store
     assert store.provenance()["status"] == "failed"
-    assert store.finished() == {0, 1}
+    assert Shards(store.directory).finished() == {0, 1}
     run(config)
-    assert store.finished() == set(range(6))
+    assert Shards(store.directory).finished() == set(range(6))
 
 
 def test_an_interrupted_run_has_stored_all_that_was_drawn(config, monkeypatch):
     sampler_class, drawn = samplers.get("pinv"), []
-    real_sample, real_write, slow = sampler_class.sample, RunStore.write_shard, threading.Event()
+    real_sample, real_write, slow = sampler_class.sample, Shards.write, threading.Event()
 
     def sample(self, measurement, num_samples, noise):
         if len(drawn) == 3:
-            assert plan(config).store.finished() == set()
+            assert Shards(plan(config).store.directory).finished() == set()
             threading.Timer(0.1, slow.set).start()
             raise KeyboardInterrupt
         drawn.append(measurement.index.tolist())
@@ -158,10 +158,10 @@ def test_an_interrupted_run_has_stored_all_that_was_drawn(config, monkeypatch):
         real_write(store, shard)
 
     monkeypatch.setattr(sampler_class, "sample", sample)
-    monkeypatch.setattr(RunStore, "write_shard", write)
+    monkeypatch.setattr(Shards, "write", write)
     with pytest.raises(KeyboardInterrupt):
         run(config)
     store = plan(config).store
     assert drawn == [[0], [1], [2]]
-    assert store.finished() == {0, 1, 2}
+    assert Shards(store.directory).finished() == {0, 1, 2}
     assert store.provenance()["status"] == "interrupted"

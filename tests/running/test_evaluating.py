@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from vfmbench.base import Status
+from vfmbench.errors import Status
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
-from vfmbench.running.store import Shard
+from vfmbench.running.shards import Shard
 
 SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), posterior_known=False)
 

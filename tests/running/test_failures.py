@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from vfmbench import RunConfig
-from vfmbench.base import Options, Status
-from vfmbench.interfaces import Samples
+from vfmbench.errors import Status
+from vfmbench.measurement import Samples
 from vfmbench.models.metering import Meter
+from vfmbench.options import Options
 from vfmbench.registry import samplers
 from vfmbench.running.runner import run
+from vfmbench.running.shards import Shards
 
 
 class Plugin:
@@ -61,7 +63,7 @@ def run_plugin(tmp_path, monkeypatch):
 
 
 def images_of(result):
-    shards = result.store.shards()
+    shards = Shards(result.store.directory).read()
     index = torch.cat([shard.index for shard in shards])
     return torch.cat([shard.images for shard in shards])[index.argsort()]
 

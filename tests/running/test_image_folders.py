@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.running.image_folders import read_pairs
 
 SIZE = (12, 10)

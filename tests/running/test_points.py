@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from vfmbench import RunConfig, run
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.running.scoring import score_run
+from vfmbench.running.shards import Shards
 
 SMALL = {"num_images": 12, "samples": 8}
 
@@ -23,7 +24,7 @@ def values(store):
 
 def test_points_are_stored_without_rounding(tmp_path):
     store = stored(tmp_path)
-    shard = store.shards()[0]
+    shard = Shards(store.directory).read()[0]
     assert shard.images.dtype == torch.float32
     assert shard.images.shape == (12, 8, 2, 1, 1)
     # Draws of a continuous law differ in all digits; 8-bit levels would repeat.
@@ -48,7 +49,7 @@ def test_measurements_are_the_same_for_every_method_and_batch(tmp_path):
 
 
 def test_samples_do_not_depend_on_the_batch(tmp_path):
-    whole, parts = (stored(tmp_path / str(size), batch_size=size).shards() for size in (96, 24))
+    whole, parts = (Shards(stored(tmp_path / str(size), batch_size=size).directory).read() for size in (96, 24))
     assert len(whole) == 1
     assert len(parts) == 4
     assert torch.equal(whole[0].images, torch.cat([shard.images for shard in parts]))
@@ -57,7 +58,7 @@ def test_samples_do_not_depend_on_the_batch(tmp_path):
 def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
     changes = {"options": {"method": {"pool": 4096, "ode_steps": 4}}}
     store = stored(tmp_path, "source_reweighting", **changes)
-    shard = store.shards()[0]
+    shard = Shards(store.directory).read()[0]
     assert shard.prior.shape == shard.source.shape == shard.images.shape
     # The pool is the only use of the network; 12 x 8 draws of the prior would add another 8 evaluations each.
     assert shard.cost["network_forwards"] * 96 == pytest.approx(8 * 4096)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from vfmbench import RunConfig
-from vfmbench.base import Status, UserError
 from vfmbench.cli import main
+from vfmbench.errors import Status, UserError
 from vfmbench.registry import metrics
 from vfmbench.running import runner
 from vfmbench.running.runner import plan, run

@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from vfmbench import RunConfig
-from vfmbench.base import MissingError, Status, UserError
-from vfmbench.interfaces import Samples
+from vfmbench.errors import MissingError, Status, UserError
+from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
 from vfmbench.running.runner import _stale_metrics, execute, plan, run
+from vfmbench.running.shards import Shards
 
 SMALL = {"method": "vfm", "task": "gaussian_deblur", "num_images": 6, "samples": 3}
 
@@ -22,7 +23,7 @@ def config(tmp_path, **changes):
 
 
 def images_of(result):
-    shards = result.store.shards()
+    shards = Shards(result.store.directory).read()
     index = torch.cat([shard.index for shard in shards])
     return torch.cat([shard.images for shard in shards])[index.argsort()]
 
@@ -83,7 +84,7 @@ def test_killed_run_resumes_without_repeating_anything(tmp_path, monkeypatch):
         run(config(tmp_path / "killed", batch_size=3))
     store = plan(config(tmp_path / "killed")).store
     assert store.provenance()["status"] == "interrupted"
-    assert store.finished() == {0, 1}
+    assert Shards(store.directory).finished() == {0, 1}
 
     def counting(self, measurement, num_samples, noise):
         sampled.append(measurement.index.tolist())

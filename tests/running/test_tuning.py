@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from vfmbench.base import MissingError, UserError
 from vfmbench.config import RunConfig
+from vfmbench.errors import MissingError, UserError
 from vfmbench.running.runner import plan
 from vfmbench.running.tuning import tune
 

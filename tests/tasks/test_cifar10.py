@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.tasks.datasets import Cifar10Options, cifar10
 
 SPLITS = ("train", "validation", "test")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.tasks.datasets import (
     Cifar10Options,
     FolderDataset,

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from pydantic import ValidationError
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Task
 from vfmbench.tasks.observations import FirstCoordinate, LinearObservation, Observation
 from vfmbench.tasks.operators import MatrixOperator

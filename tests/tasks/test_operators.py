@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel, motion_kernels
 from vfmbench.tasks.operators import HDR, GaussianBlur, Identity, Mask, MotionBlur, PhaseRetrieval, SuperResolution

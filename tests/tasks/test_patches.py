@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.tasks.datasets import PatchOptions, photos64
 from vfmbench.tasks.datasets.patches import PATCHES_PER_PHOTOGRAPH
 

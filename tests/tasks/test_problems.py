@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Task
 from vfmbench.tasks.noise import NOISE_FLOOR
 from vfmbench.tasks.problems import (

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from vfmbench import RunConfig
-from vfmbench.base import MissingError, UserError
 from vfmbench.cli import main
+from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.running.runner import plan, run
+from vfmbench.running.shards import Shards
 
 SIZE = 16
 
@@ -77,7 +78,7 @@ def test_broken_files_change_no_other_result(pictures, tmp_path):
     break_images(pictures, tmp_path, [0, 7])
     rest = run(config(pictures, tmp_path, task="inpaint_random"))
     assert rest.store.directory != whole.store.directory
-    before, after = (torch.cat([shard.images for shard in result.store.shards()]) for result in (whole, rest))
+    before, after = (torch.cat([shard.images for shard in Shards(result.store.directory).read()]) for result in (whole, rest))
     assert torch.equal(before[1:7], after)
 
 

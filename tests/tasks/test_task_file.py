@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.tasks.problems import Denoise, GaussianDeblur
 from vfmbench.tasks.task_file import load_task_file
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import stages, suites
 from vfmbench.tasks.datasets import FolderOptions, folder
 from vfmbench.training import latents

@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models.features import embedded_space
 from vfmbench.models.images import to_float
 from vfmbench.models.photonet import PhotoNet

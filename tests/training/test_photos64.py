@@ -11,11 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vfmbench import RunConfig
-from vfmbench.base import MissingError, UserError
 from vfmbench.cli import main
+from vfmbench.errors import MissingError, UserError
 from vfmbench.methods.objective import VFMStage
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
+from vfmbench.running.shards import Shards
 from vfmbench.training.codec import CodecStage
 
 STAGES = ["codec", "features", "flow_matching", "flow", "frozen_adapter", "vfm"]
@@ -68,7 +69,7 @@ def test_samplers_run_on_what_was_trained(trained, tmp_path):
         config = RunConfig(
             method=method, task="motion_deblur", suite="photos64", num_images=2, samples=2, options=options, out=tmp_path
         )
-        assert torch.cat([shard.images for shard in run(config).store.shards()]).shape[-3:] == (3, 64, 64)
+        assert torch.cat([shard.images for shard in Shards(run(config).store.directory).read()]).shape[-3:] == (3, 64, 64)
 
 
 @pytest.mark.parametrize("stage", ["codec", "vfm"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.registry import suites
 from vfmbench.training.processes import Processes, Share
 from vfmbench.training.train import train

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from vfmbench import RunConfig, run
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import suites
 from vfmbench.training.features import FeatureStage
 from vfmbench.training.train import train

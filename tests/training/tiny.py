@@ -21,7 +21,6 @@ from vfmbench.methods.point_objective import PointVFMStage
 from vfmbench.models.codecs import AutoencoderCodec
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
-from vfmbench.models.weights import WeightStore
 from vfmbench.registry import suites
 from vfmbench.training.features import FeatureStage
 from vfmbench.training.flow import FlowStage
@@ -29,6 +28,7 @@ from vfmbench.training.points import MeanFlowStage
 from vfmbench.training.processes import Processes, join
 from vfmbench.training.stage import Stage
 from vfmbench.training.trainer import Trainer
+from vfmbench.weights.store import WeightStore
 
 CPU = torch.device("cpu")
 QUIET = Console(file=io.StringIO())

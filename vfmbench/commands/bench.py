@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 
-from vfmbench.base import MissingError, UserError
 from vfmbench.commands.common import checked_cell, names, run_configs
 from vfmbench.config import RunConfig
+from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import Suite
 from vfmbench.registry import samplers, suites
 from vfmbench.reporting import console, tables

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.config import RUN_SECTIONS, RunConfig, parse_overrides, validate
+from vfmbench.config import RUN_SECTIONS, RunConfig
+from vfmbench.errors import MissingError, UserError
+from vfmbench.options import parse_overrides, validate
 from vfmbench.reporting import console, tables
 from vfmbench.running.runner import Plan, plan
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
-from vfmbench.base import EXIT_FAILED, MissingError, Status, UserError
 from vfmbench.commands.common import checked_cell, names, run_configs
+from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
 from vfmbench.registry import samplers, suites
 from vfmbench.reporting import console, grid, rendering, tables
-from vfmbench.reporting.comparison import Entry, compare
-from vfmbench.reporting.stored import StoredRun
+from vfmbench.results.comparison import Entry, compare
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.runner import Plan, Run, execute
 
 

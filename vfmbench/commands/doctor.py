@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from vfmbench.base import EXIT_FAILED
 from vfmbench.doctor import Check, Health, document, examine, ready
+from vfmbench.errors import EXIT_FAILED
 from vfmbench.reporting import console
 
 _STYLES = {Health.OK: "green", Health.NOTE: "", Health.WARNING: "yellow", Health.BROKEN: "bold red"}

@@ -7,14 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from vfmbench.base import UserError
 from vfmbench.commands.common import names, print_metrics
-from vfmbench.config import parse_overrides, validate
+from vfmbench.errors import UserError
 from vfmbench.files import file_to_write, replace_file
-from vfmbench.models.external import ExternalPaths
+from vfmbench.options import parse_overrides, validate
 from vfmbench.reporting import console, tables
 from vfmbench.running.runner import choose_device
 from vfmbench.running.scoring import score_folders, score_run
+from vfmbench.weights.external import ExternalPaths
 
 
 def main(options: argparse.Namespace) -> int:

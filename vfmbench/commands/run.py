@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 
-from vfmbench.base import Status, UserError
 from vfmbench.commands.common import print_metrics, run_configs
+from vfmbench.errors import Status, UserError
 from vfmbench.reporting import console, grid, tables
 from vfmbench.running.runner import execute, plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.launching import printing, status
 from vfmbench.launching.record import record_of
 from vfmbench.reporting import console

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from vfmbench.base import EXIT_FAILED, UserError
+from vfmbench.errors import EXIT_FAILED, UserError
 from vfmbench.launching import printing, status
 from vfmbench.launching.sweep import Sweep, parse_values, prepare
 from vfmbench.reporting import console

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vfmbench.base import UserError
 from vfmbench.commands.common import names
+from vfmbench.errors import UserError
 from vfmbench.reporting.sweep_figure import sweep_figure
 
 

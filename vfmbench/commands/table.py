@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfmbench.commands.common import names
 from vfmbench.reporting import console, rendering
-from vfmbench.reporting.comparison import tables_of
+from vfmbench.results.comparison import tables_of
 
 
 def main(options: argparse.Namespace) -> int:

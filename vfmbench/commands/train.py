@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vfmbench.config import parse_overrides
+from vfmbench.options import parse_overrides
 from vfmbench.registry import suites
 from vfmbench.reporting import console
 from vfmbench.running.runner import choose_device

@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from vfmbench.base import UserError
 from vfmbench.commands.common import names
-from vfmbench.config import parse_overrides
+from vfmbench.errors import UserError
+from vfmbench.options import parse_overrides
 from vfmbench.reporting import console, tables
 from vfmbench.running.tuning import tune
 

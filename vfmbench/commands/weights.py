@@ -9,11 +9,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from vfmbench.base import EXIT_FAILED, MissingError, UserError
-from vfmbench.config import parse_overrides, validate
-from vfmbench.models.external_files import FILES, ExternalFile, ExternalPaths, user_weights_folder
-from vfmbench.models.fetching import fetch
-from vfmbench.models.inventory import (
+from vfmbench.errors import EXIT_FAILED, MissingError, UserError, unknown_name
+from vfmbench.options import parse_overrides, validate
+from vfmbench.registry import suites
+from vfmbench.reporting import console
+from vfmbench.reporting.weights_table import document, page, verdict
+from vfmbench.weights.external_files import FILES, ExternalFile, ExternalPaths, user_weights_folder
+from vfmbench.weights.fetching import fetch
+from vfmbench.weights.inventory import (
     checkpoint_statuses,
     damage,
     file_status,
@@ -21,9 +24,6 @@ from vfmbench.models.inventory import (
     shipped_folders,
     user_folders,
 )
-from vfmbench.registry import suites, unknown_name
-from vfmbench.reporting import console
-from vfmbench.reporting.weights_table import document, page, verdict
 
 
 def main(options: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     """`weights convert FILE [DIR] [--suite S] [--set convert.KEY=VALUE]`."""
     # Reads networks, which the other actions do without.
-    from vfmbench.models.conversion import ConversionOptions, convert
+    from vfmbench.weights.conversion import ConversionOptions, convert
 
     suite = suites.get(options.suite)({})
     values = parse_overrides(options.overrides, ["convert"]).get("convert", {})

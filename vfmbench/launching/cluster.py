@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.launching.resources import Resources
 
 # Slurm's own default of MaxArraySize is 1001.

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
-from vfmbench.base import Options, UserError
-from vfmbench.registry import unknown_name
+from vfmbench.errors import UserError, unknown_name
+from vfmbench.options import Options
 
 Location = tuple[str | int, ...]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vfmbench.base import MissingError, Status
+from vfmbench.errors import MissingError, Status
 from vfmbench.files import replace_file
 from vfmbench.interfaces import Suite
 from vfmbench.launching.jobs import Job, Training

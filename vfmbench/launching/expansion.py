@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vfmbench.base import MissingError, Status, UserError
-from vfmbench.config import RUN_SECTIONS, RunConfig, dump, validate
+from vfmbench.config import RUN_SECTIONS, RunConfig
+from vfmbench.errors import MissingError, Status, UserError, unknown_name
 from vfmbench.interfaces import Suite
 from vfmbench.launching.definitions import SweepFile, TrainGrid
 from vfmbench.launching.jobs import Job, PlannedRun, SuiteCache, Training, digest
 from vfmbench.launching.resources import JobResources, read_profile, resources_of
-from vfmbench.registry import samplers, stages, unknown_name
+from vfmbench.options import dump, validate
+from vfmbench.registry import samplers, stages
 from vfmbench.running.runner import Plan, plan
 from vfmbench.running.sharding import Part, positions, unfinished_parts
 

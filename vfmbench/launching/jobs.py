@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import Status
 from vfmbench.config import RunConfig
+from vfmbench.errors import Status
 from vfmbench.interfaces import Suite
 from vfmbench.launching.resources import JobResources
 from vfmbench.registry import suites

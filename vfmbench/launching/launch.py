@@ -9,7 +9,7 @@ from statistics import median
 
 from rich.console import Console
 
-from vfmbench.base import Status
+from vfmbench.errors import Status
 from vfmbench.files import locked_directory
 from vfmbench.launching import cluster
 from vfmbench.launching.execution import ProgressBar

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.files import replace_file
 from vfmbench.launching.definitions import read_sweep
 

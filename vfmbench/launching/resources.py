@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from vfmbench.base import Options, UserError
-from vfmbench.config import validate
-from vfmbench.registry import unknown_name
+from vfmbench.errors import UserError, unknown_name
+from vfmbench.options import Options, validate
 
 
 class Resources(Options):

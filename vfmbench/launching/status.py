@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 from vfmbench.files import is_held, replace_file
 from vfmbench.launching import cluster
 from vfmbench.launching.record import FIRST_COLUMNS, SweepRecord

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.launching.definitions import read_sweep
 from vfmbench.launching.expansion import expand
 from vfmbench.launching.jobs import Job

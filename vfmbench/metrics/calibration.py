@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue
 from vfmbench.metrics.evaluation import PIXELS, EvaluationSet
 from vfmbench.metrics.ranks import (
@@ -26,8 +26,8 @@ from vfmbench.metrics.ranks import (
     rank_shares,
     uniformity_p_value,
 )
-from vfmbench.metrics.statistics import normal_interval, resampling_counts, share_interval
 from vfmbench.metrics.values import attempt, in_each_space, mean_value
+from vfmbench.results.statistics import normal_interval, resampling_counts, share_interval
 
 _SEED = 0
 _PROJECTIONS = 100

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.values import missing

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.statistics import normal_interval, resampling_counts
+from vfmbench.results.statistics import normal_interval, resampling_counts
 
 SETTINGS = "raw features, first sample of each image against the same n true images"
 

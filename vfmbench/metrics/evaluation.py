@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import ExactPosterior, FeatureSpace, PerceptualDistance
 from vfmbench.randomness import PhiloxNoise, sample_rows
 

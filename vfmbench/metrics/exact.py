@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import ExactPosterior, MetricValue
 from vfmbench.metrics.calibration import random_directions
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each
-from vfmbench.metrics.statistics import share_interval
 from vfmbench.metrics.values import mean_value
+from vfmbench.results.statistics import share_interval
 
 # As many as in the VFM paper.
 _MOST_OBSERVATIONS = 1000

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.distribution import SETTINGS, feature_sets, linearised_replicates, set_value
 from vfmbench.metrics.evaluation import EvaluationSet

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.distribution import SETTINGS, counts_with_original, feature_sets, set_value
 from vfmbench.metrics.evaluation import EvaluationSet

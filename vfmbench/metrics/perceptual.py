@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vfmbench.base import MissingError
+from vfmbench.errors import MissingError
 from vfmbench.interfaces import MetricValue, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.values import attempt, mean_value

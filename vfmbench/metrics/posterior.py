@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.statistics import share_interval
 from vfmbench.metrics.values import attempt, in_each_space, mean_value
+from vfmbench.results.statistics import share_interval
 
 _BLOCK_VALUES = 2**18
 _CRPS_NAMES = ("crps", "crps_fair")

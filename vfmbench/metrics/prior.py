@@ -6,13 +6,13 @@ import scipy
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.exact import mean_mode_shares
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each, thinned
-from vfmbench.metrics.statistics import mean_interval, share_interval
 from vfmbench.metrics.values import mean_value
+from vfmbench.results.statistics import mean_interval, share_interval
 
 _TRUNCATION = 1e-13
 # In lengths of the kernel; up to there the series has some 110 terms.

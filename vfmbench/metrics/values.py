@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.statistics import Interval, mean_interval
+from vfmbench.results.statistics import Interval, mean_interval
 
 
 def mean_value(

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vfmbench.base import UserError
-from vfmbench.models.checkpoints import StateDict, check_layout, shape_of
+from vfmbench.errors import UserError
+from vfmbench.weights.checkpoints import StateDict, check_layout, shape_of
 
 # Its group norms have min(32, channels) groups, which no shape tells.
 NORM_GROUPS = 32

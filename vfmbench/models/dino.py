@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vfmbench.models.external import ExternalWeights
 from vfmbench.models.images import require_rgb
+from vfmbench.weights.external import ExternalWeights
 
 _BATCH = 64
 _SIDE = 224

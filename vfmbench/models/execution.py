@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
 from vfmbench.config import Precision
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Suite
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vfmbench.errors import unknown_name
 from vfmbench.interfaces import FeatureSpace
 from vfmbench.models.classifier import SmallClassifier
 from vfmbench.models.dino import DinoFeatures
-from vfmbench.models.external import ExternalPaths, ExternalWeights, load_external
 from vfmbench.models.feature_cache import CachedFeatures, cache_folder
 from vfmbench.models.images import to_float
 from vfmbench.models.inception import InceptionFeatures
 from vfmbench.models.photonet import PhotoNet
-from vfmbench.models.weights import Weights
-from vfmbench.registry import unknown_name
+from vfmbench.weights.external import ExternalPaths, ExternalWeights, load_external
+from vfmbench.weights.store import Weights
 
 EXTERNAL_SPACES: Mapping[str, Callable[[ExternalWeights, torch.device], FeatureSpace]] = {
     "inception": InceptionFeatures,

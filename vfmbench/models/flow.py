@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
 from vfmbench.models.metering import Meter
 
 

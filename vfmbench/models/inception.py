@@ -7,8 +7,8 @@ import io
 import torch
 from torch import Tensor
 
-from vfmbench.models.external import ExternalWeights
 from vfmbench.models.images import require_rgb
+from vfmbench.weights.external import ExternalWeights
 
 _BATCH = 64
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from vfmbench.interfaces import Evaluations
+from vfmbench.measurement import Evaluations
 
 KINDS = tuple(Evaluations.__dataclass_fields__)
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.base import Options
+from vfmbench.options import Options
 
 Shape = tuple[int, int, int]
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from vfmbench.base import UserError
-from vfmbench.config import validate
+from vfmbench.errors import UserError, unknown_name
 from vfmbench.models.mlp import PerceptronFlow, PerceptronOptions
 from vfmbench.models.sit import SiT, expand_sit_size
-from vfmbench.registry import unknown_name
+from vfmbench.options import validate
 
 
 def flow_network(shape: tuple[int, int, int], architecture: Mapping[str, Any]) -> nn.Module:

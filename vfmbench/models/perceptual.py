@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vfmbench.errors import unknown_name
 from vfmbench.interfaces import PerceptualDistance
-from vfmbench.models.external import ExternalPaths, ExternalWeights, load_external
 from vfmbench.models.images import require_rgb
-from vfmbench.registry import unknown_name
+from vfmbench.weights.external import ExternalPaths, ExternalWeights, load_external
 
 # Name -> the package's name of the trunk, and the smallest side that its pooling layers can take.
 NETS = {"lpips_alex": ("alex", 31), "lpips_vgg": ("vgg", 16)}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models.codecs import AutoencoderCodec
 from vfmbench.models.execution import Execution
-from vfmbench.models.external import ExternalWeights
 from vfmbench.models.metering import Meter
+from vfmbench.weights.external import ExternalWeights
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

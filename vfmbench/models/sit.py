@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmbench.registry import unknown_name
+from vfmbench.errors import unknown_name
 
 # Width class -> hidden_size, depth, num_heads (SiT, table 1) and dmf_depth: 20 and 8 are those of the published DMF-XL/2 and of
 # VFM's DMF-B/2, the others follow DMF's advice of two thirds of the depth.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.files import file_to_write
 from vfmbench.metrics.ranks import (
     central_coverage,
@@ -21,7 +21,7 @@ from vfmbench.metrics.ranks import (
     rank_levels,
     uniformity_p_value,
 )
-from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs, labels
+from vfmbench.results.stored import StoredRun, by_image_set, find_runs, labels
 
 Curves = Mapping[str, Tensor]
 Style = dict[str, Any]

@@ -12,10 +12,10 @@ import torch
 from scipy.stats import gaussian_kde
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
-from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs
+from vfmbench.results.stored import StoredRun, by_image_set, find_runs
 
 SUITE = "checkerboard"
 CELLS = [(column, row) for column in range(4) for row in range(4) if (column + row) % 2 == 0]

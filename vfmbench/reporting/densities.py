@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.reporting.checkerboard import REGIONS, Draws, coloured_draws, data_panel, noise_panel, outline, runs_of_one_set
 from vfmbench.reporting.drawing import panels, picture_path, wrapped
 from vfmbench.reporting.point_runs import PointRun, common_directory

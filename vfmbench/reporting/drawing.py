@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.files import file_to_write, replace_file
 
 # Okabe and Ito's colours without yellow, which is too pale for dots on white; black is kept for what is true or exact.

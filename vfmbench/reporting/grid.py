@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.models.images import to_float, to_uint8
 from vfmbench.reporting.points import comparison_picture, posterior_picture, task_picture
 from vfmbench.running.runner import Plan, measure
+from vfmbench.running.shards import Shards
 
 MAX_ROWS = 8
 MAX_SAMPLES = 5
@@ -25,7 +26,7 @@ def posterior_grid(plan: Plan) -> Path:
     """
     if plan.suite.modality == "points":
         return posterior_picture(plan)
-    shards = plan.store.shards()
+    shards = Shards(plan.store.directory).read()
     index = torch.cat([shard.index for shard in shards])
     images = torch.cat([shard.images for shard in shards])
     rows = index.argsort()[:MAX_ROWS]
@@ -69,7 +70,7 @@ def comparison_grid(plans: Sequence[Plan]) -> Path:
 
 def _first_samples(plan: Plan) -> dict[int, Tensor]:
     """The first stored sample of each image, uint8 [C,H,W], by the image's position."""
-    shards = plan.store.shards()
+    shards = Shards(plan.store.directory).read()
     return {int(index): image[0] for shard in shards for index, image in zip(shard.index, shard.images, strict=True)}
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
-from vfmbench.config import RunIdentity, validate
-from vfmbench.interfaces import Dataset, ExactPosterior, Measurement, Suite, Task
+from vfmbench.config import RunIdentity
+from vfmbench.errors import UserError
+from vfmbench.interfaces import Dataset, ExactPosterior, Suite, Task
+from vfmbench.measurement import Measurement
+from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites
-from vfmbench.reporting.stored import StoredRun
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
 from vfmbench.running.runner import PRIOR_STREAM, Plan
-from vfmbench.running.store import RunStore
+from vfmbench.running.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class PointRun:
 
     @classmethod
     def _read(cls, store: RunStore, identity: RunIdentity, suite: Suite, task: Task, dataset: Dataset) -> PointRun:
-        shards = store.shards()
+        shards = Shards(store.directory).read()
         if not shards:
             raise UserError(f"{store.directory} holds no samples.")
         order = torch.cat([shard.index for shard in shards]).argsort()

@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from vfmbench.base import Status
-from vfmbench.metrics.statistics import FEWEST_IMAGES
+from vfmbench.errors import Status
 from vfmbench.reporting.columns import Column, ColumnTable
-from vfmbench.reporting.comparison import Cell, Comparison, Entry, MetricRow
+from vfmbench.results.comparison import Cell, Comparison, Entry, MetricRow
+from vfmbench.results.statistics import FEWEST_IMAGES
 
 _LATEX_SPECIAL = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
 _LATEX_ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$"}

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics.directions import direction
 from vfmbench.reporting.drawing import DASHES, panels, picture_path, wrapped
-from vfmbench.reporting.stored import find_runs
 from vfmbench.reporting.sweep_table import (
     Line,
     check_numbers,
@@ -23,6 +22,7 @@ from vfmbench.reporting.sweep_table import (
     short_name,
 )
 from vfmbench.reporting.training_labels import training_labels
+from vfmbench.results.stored import find_runs
 
 _LOG_FROM_RATIO = 20
 _MOST_REFERENCES = 4

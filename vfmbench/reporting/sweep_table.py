@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from vfmbench.base import UserError
-from vfmbench.registry import unknown_name
+from vfmbench.errors import UserError, unknown_name
 from vfmbench.reporting.drawing import COLOURS, DASHES, MARKERS
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vfmbench.base import Status
+from vfmbench.errors import Status
 from vfmbench.metrics.directions import position
 from vfmbench.running.bench import Cost
 from vfmbench.running.cost import OCCASIONAL

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import MissingError
-from vfmbench.models.weights import WeightStore
-from vfmbench.reporting.stored import StoredRun, labels
+from vfmbench.errors import MissingError
+from vfmbench.results.stored import StoredRun, labels
+from vfmbench.weights.store import WeightStore
 
 _PATH = "weights.path="
 _MOST_OPTIONS = 3

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vfmbench.models.external_files import HashState, torch_hub_folder
-from vfmbench.models.inventory import CheckpointStatus, FileStatus
+from vfmbench.weights.external_files import HashState, torch_hub_folder
+from vfmbench.weights.inventory import CheckpointStatus, FileStatus
 
 
 def page(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointStatus]) -> Group:

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from vfmbench.config import Precision
-from vfmbench.interfaces import Evaluations, Sampler
+from vfmbench.interfaces import Sampler
+from vfmbench.measurement import Evaluations
 from vfmbench.models.execution import DTYPES, execution_of, with_execution
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.running.cost import measure_cost

@@ -10,13 +10,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vfmbench.base import MissingError, Status, UserError
 from vfmbench.config import RunIdentity
-from vfmbench.interfaces import Dataset, Measurement, Suite, Task
+from vfmbench.errors import MissingError, Status, UserError
+from vfmbench.interfaces import Dataset, Suite, Task
+from vfmbench.measurement import Measurement
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.images import to_float
 from vfmbench.randomness import split_seed
-from vfmbench.running.store import RunStore
+from vfmbench.results.run_directory import RunStore
+from vfmbench.running.shards import Shards
 
 Network = TypeVar("Network")
 # Feature space or perceptual distance by name, or the reason why it is missing.
@@ -69,10 +71,10 @@ def stored_evaluation(
 
     Args:
         task: the run's; None where it is not known, so that metrics of exact posteriors are missing.
-        records: as `RunStore.compile_tables` returns them.
+        records: as `compile_tables` returns them.
     """
     broken = set(records.loc[records["status"] != Status.DONE, "index"])
-    shards = store.shards()
+    shards = Shards(store.directory).read()
     # A resumed run may store its batches in another order; metrics must not depend on it.
     kept = sorted({index for shard in shards for index in shard.index.tolist()} - broken)
     if not kept:

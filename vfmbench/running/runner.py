@@ -16,19 +16,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vfmbench.base import MissingError, Options, Status, UserError
-from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, dump, is_preset_file, validate
-from vfmbench.interfaces import Dataset, Measurement, Sampler, Samples, Suite, Task
+from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, is_preset_file
+from vfmbench.errors import MissingError, Status, UserError, unknown_name
+from vfmbench.interfaces import Dataset, Sampler, Suite, Task
+from vfmbench.measurement import Measurement, Samples
 from vfmbench.metrics.compute import compute_metrics, metrics_of_images
 from vfmbench.models.execution import Execution, execution_of, with_execution
 from vfmbench.models.images import to_float, to_stored
+from vfmbench.options import Options, dump, validate
 from vfmbench.provenance import environment, now
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.registry import metrics as metric_registry
-from vfmbench.registry import samplers, suites, unknown_name
+from vfmbench.registry import samplers, suites
+from vfmbench.results.run_directory import RunStore
 from vfmbench.running.cost import cost_metrics, measure_cost, summarise
 from vfmbench.running.evaluating import MetricNetworks, measured, metric_networks, stored_evaluation
-from vfmbench.running.store import HostCopy, RunStore, Shard, ShardWriter, measurement_hashes
+from vfmbench.running.shards import HostCopy, Shard, Shards, ShardWriter, compile_tables, measurement_hashes
 
 Progress = Callable[[int, int], None]
 
@@ -237,10 +240,10 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
     sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
     store = plan.store
     with store.writing(plan.identity, plan.fresh):
-        finished = store.finished()
+        finished = Shards(store.directory).finished()
         todo = [index for index in range(plan.identity.num_images) if index not in finished]
         # Metrics of a part of the images, from before the run went on, are all stale.
-        current = store.metrics() if not todo and store.scored() == store.evaluable() else []
+        current = store.metrics() if not todo and store.scored() == Shards(store.directory).evaluable() else []
         names = _stale_metrics(plan.metric_names, current, networks)
         if todo or names or store.provenance().get("status") != Status.DONE:
             with logging_to(store.directory / "log.txt"):
@@ -284,7 +287,7 @@ def _work(
         if session["batch_size"] < plan.batch_size:
             smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
             note = _joined(note, smaller)
-        records = store.compile_tables(identity)
+        records = compile_tables(store, identity)
         note = facts["note"] = _joined(note, _diverged(records))
         evaluation, index = stored_evaluation(store, plan.suite, plan.task, plan.dataset, identity, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
@@ -360,7 +363,7 @@ def sample_images(plan: Plan, sampler: Sampler, todo: list[int], session: int, p
     rows, warm, waiting = plan.batch_size, False, list(todo)
     compiled_sizes = set[int]() if execution_of(plan.suite).compile else None
     progress(planned - len(waiting), planned)
-    with ShardWriter(plan.store) as writer:
+    with ShardWriter(Shards(plan.store.directory)) as writer:
         while waiting:
             batch = waiting[: max(1, rows // samples)]
             positions = plan.dataset.readable(batch)

@@ -10,22 +10,24 @@ from typing import Any
 import torch
 import yaml
 
-from vfmbench.base import Status, UserError
-from vfmbench.config import RunIdentity, validate
+from vfmbench.config import RunIdentity
+from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import Dataset, Suite
 from vfmbench.metrics.compute import Metric, compute_metrics, metrics_of_images
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.models.external import ExternalPaths
 from vfmbench.models.features import EXTERNAL_SPACES, external_space
 from vfmbench.models.perceptual import NETS, perceptual_distance
+from vfmbench.options import validate
 from vfmbench.provenance import environment, now
 from vfmbench.registry import metrics as metric_registry
 from vfmbench.registry import suites
+from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore, metric_row
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
 from vfmbench.running.image_folders import read_pairs
 from vfmbench.running.runner import LOG, Run, logging_to
-from vfmbench.running.store import SCHEMA_VERSION, RunStore, metric_row
+from vfmbench.running.shards import Shards, compile_tables
+from vfmbench.weights.external import ExternalPaths
 
 # They read observations, likelihoods or labels.
 _NEED_A_RUN = ("classifier_agreement", "nlpd", "residual")
@@ -63,12 +65,12 @@ def score_run(
     chosen = _metrics(list(suite.metric_names) or metrics_of_images(metric_registry.names()) if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
-        stored = len(store.finished())
+        stored = len(Shards(store.directory).finished())
         if not stored:
             raise UserError(f"{directory} holds no samples yet.")
         session = {"started": now(), "images": 0, "metrics": list(chosen), **environment(device)}
         LOG.info("metrics of %d stored images: %s", stored, ", ".join(chosen))
-        records = store.compile_tables(identity)
+        records = compile_tables(store, identity)
         # The task is only needed for what it measured; one from a user's file is not known any more.
         task = suite.task(identity.task, identity.task_options) if suite.posterior_known else None
         evaluation, index = stored_evaluation(store, suite, task, dataset, identity, records, networks)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 from vfmbench.files import BusyError
 from vfmbench.models.execution import execution_of
 from vfmbench.provenance import environment, now
 from vfmbench.running.runner import Plan, Progress, Run, execute, logging_to, sample_images
+from vfmbench.running.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def execute_part(plan: Plan, part: Part, progress: Progress | None = None) -> Ru
 
 def _sample_part(plan: Plan, part: Part, progress: Progress) -> None:
     store = plan.store
-    finished = store.finished()
+    finished = Shards(store.directory).finished()
     todo = [index for index in positions(plan, part) if index not in finished]
     sessions = store.part(part.folder).get("sessions", [])
     if not todo and sessions:

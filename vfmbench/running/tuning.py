@@ -20,10 +20,11 @@ import torch
 import yaml
 from pydantic import Field
 
-from vfmbench.base import Options, Status, UserError
-from vfmbench.config import RunConfig, validate
+from vfmbench.config import RunConfig
+from vfmbench.errors import Status, UserError, unknown_name
 from vfmbench.files import exclusive, replace_file
-from vfmbench.registry import load_plugin, suites, unknown_name
+from vfmbench.options import Options, validate
+from vfmbench.registry import load_plugin, suites
 from vfmbench.running.runner import plan, run
 
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.base import Options
+from vfmbench.options import Options
 from vfmbench.training.processes import WHOLE, Share
 
 # torch's own forward-mode code still uses it; users can do nothing about the warning.

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Suite
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.training.batches import whole_split

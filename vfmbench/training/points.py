@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vfmbench.base import Options
 from vfmbench.interfaces import Suite, Task
 from vfmbench.metrics.compute import Metric, compute_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
@@ -21,6 +20,7 @@ from vfmbench.metrics.exact import mmd_posterior, mode_error, sacc_posterior
 from vfmbench.metrics.posterior import crps
 from vfmbench.metrics.prior import mmd_prior, sacc_prior
 from vfmbench.models.networks import flow_network
+from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.training.batches import whole_split
 from vfmbench.training.mean_flow import adaptive_scale

@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 
 # Others wait while the main process writes a checkpoint or fills a file system's cache.
 _PATIENCE = timedelta(hours=2)

@@ -11,11 +11,11 @@ from pydantic import Field
 from rich.console import Console
 from torch import Tensor, nn
 
-from vfmbench.base import Options
 from vfmbench.interfaces import Suite
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import Options
 from vfmbench.training.batches import Batches
 from vfmbench.training.processes import WHOLE, Processes, Share
+from vfmbench.weights.store import WeightStore
 
 
 class TrainingOptions(Options):

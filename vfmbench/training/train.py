@@ -12,17 +12,16 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.config import dump, validate
+from vfmbench.errors import MissingError, UserError, unknown_name
 from vfmbench.files import locked_directory
 from vfmbench.interfaces import Suite
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import dump, validate
 from vfmbench.provenance import git_commit
 from vfmbench.registry import stages as stage_registry
-from vfmbench.registry import unknown_name
 from vfmbench.training.processes import Processes, join
 from vfmbench.training.stage import Stage, TrainingOptions
 from vfmbench.training.trainer import Trainer
+from vfmbench.weights.store import WeightStore
 
 
 def train(

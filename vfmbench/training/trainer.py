@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.config import dump
+from vfmbench.errors import MissingError, UserError
 from vfmbench.files import replace_file
+from vfmbench.options import dump
 from vfmbench.training.processes import Processes
 from vfmbench.training.stage import Stage
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vfmbench.base import UserError
-from vfmbench.config import validate
+from vfmbench.errors import UserError
 from vfmbench.interfaces import Suite
+from vfmbench.options import validate
 from vfmbench.registry import stages as stage_registry
 
 _STD = 0.02

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from vfmbench.base import UserError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks.exact import CheckerboardPrior, in_support, mode_index
 from vfmbench.tasks.operators import Identity, MatrixOperator

@@ -10,8 +10,8 @@ import scipy.stats
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vfmbench.base import UserError
-from vfmbench.interfaces import Measurement
+from vfmbench.errors import UserError
+from vfmbench.measurement import Measurement
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.randomness import PhiloxNoise, sample_rows

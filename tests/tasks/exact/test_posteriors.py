@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from vfmbench.interfaces import ExactPosterior, Measurement
+from vfmbench.interfaces import ExactPosterior
+from vfmbench.measurement import Measurement
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks.exact import CheckerboardPrior, grid_mixture, random_gaussian
 from vfmbench.tasks.observations import FirstCoordinate, LinearObservation

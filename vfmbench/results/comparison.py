@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 from vfmbench.metrics.directions import Direction, base_name, direction, position
-from vfmbench.metrics.statistics import (
+from vfmbench.results.notes import measurement_notes, missing_notes, warning_notes
+from vfmbench.results.statistics import (
     FEWEST_IMAGES,
     Interval,
     beyond,
@@ -21,8 +22,7 @@ from vfmbench.metrics.statistics import (
     paired_p_values,
     paired_set_difference,
 )
-from vfmbench.reporting.notes import measurement_notes, missing_notes, warning_notes
-from vfmbench.reporting.stored import StoredRun, by_image_set, find_runs, labels
+from vfmbench.results.stored import StoredRun, by_image_set, find_runs, labels
 from vfmbench.running.cost import OCCASIONAL
 
 LEVEL = 0.05

@@ -1,4 +1,4 @@
-"""Reads weights that vfmbench does not ship, from where `vfmbench.models.external_files` finds them.
+"""Reads weights that vfmbench does not ship, from where `vfmbench.weights.external_files` finds them.
 
 Nothing is downloaded: the error for a missing file ends with the command that fetches it.
 """
@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.models.external_files import FILES, ExternalFile, ExternalPaths, HashState, hash_state, locate
+from vfmbench.errors import MissingError, UserError
+from vfmbench.weights.external_files import FILES, ExternalFile, ExternalPaths, HashState, hash_state, locate
 
 __all__ = ["FILES", "ExternalPaths", "ExternalWeights", "load_external"]
 

@@ -2,7 +2,7 @@
 
 Layouts: SiT and REPA save {"model", "ema", ...} or the bare state dict of the average, DMF the same; VFM (the authors' release)
 saves {"model", "adapter_model", "ema", "ema_adapter", ...}. All but the bare ones also hold the `argparse.Namespace` of the
-training's command line. What is read is still in its author's convention; `vfmbench.models.conversion` puts it into ours.
+training's command line. What is read is still in its author's convention; `vfmbench.weights.conversion` puts it into ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.files import file_sha256
 
 StateDict = dict[str, Tensor]

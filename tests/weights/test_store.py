@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.models.external_files import user_weights_folder
+from vfmbench.errors import MissingError, UserError
 from vfmbench.models.networks import flow_network
-from vfmbench.models.weights import WeightStore
+from vfmbench.weights.external_files import user_weights_folder
+from vfmbench.weights.store import WeightStore
 
 ENTRY = {"architecture": {"flow": {}}}
 TENSORS = {"flow.a": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), "flow.b": torch.arange(4.0).bfloat16()}

@@ -13,7 +13,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 
 Interval = tuple[float | None, float | None]
 

@@ -1,13 +1,13 @@
-"""What every module leans on: how things end, the user's errors, the base of options.
+"""How things end: the user's errors, the states of runs and images, exit codes.
 
-Imports no torch, so that commands which compute nothing start at once.
+Imports nothing of this package and no torch, so that commands which compute nothing start at once.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import StrEnum
-
-from pydantic import BaseModel, ConfigDict
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
 """Exit codes of a command that failed by itself, and of one that saved what it had when it was interrupted."""
@@ -36,7 +36,9 @@ class MissingError(UserError):
     exit_code = 3
 
 
-class Options(BaseModel):
-    """Base of every options block that `--set` can reach: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not among `allowed`: names the nearest and lists all."""
+    allowed = sorted(allowed)
+    near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
+    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.")

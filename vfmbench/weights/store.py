@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vfmbench.base import MissingError
+from vfmbench.errors import MissingError
 from vfmbench.files import file_sha256, replace_file
 
 MANIFEST = "manifest.json"

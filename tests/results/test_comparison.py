@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from vfmbench.base import Status, UserError
+from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import MetricValue
-from vfmbench.metrics.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 from vfmbench.metrics.values import mean_value
-from vfmbench.reporting.comparison import Entry, compare, tables_of
-from vfmbench.running.store import SCHEMA_VERSION
+from vfmbench.results.comparison import Entry, compare, tables_of
+from vfmbench.results.run_directory import SCHEMA_VERSION
+from vfmbench.results.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 
 N = 60
 DIFFICULTY = 5 * torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from scipy import stats
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.metrics.distribution import linearised_replicates
 from vfmbench.metrics.frechet import frechet_distance
 from vfmbench.metrics.kernels import cubic_kernel, squared_mmd
-from vfmbench.metrics.statistics import (
+from vfmbench.results.statistics import (
     FEWEST_IMAGES,
     beyond,
     holm,

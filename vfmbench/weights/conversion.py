@@ -19,14 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.base import Options, UserError
-from vfmbench.config import dump
+from vfmbench.errors import UserError
 from vfmbench.files import locked_directory
 from vfmbench.interfaces import Suite
 from vfmbench.models.adapter_layout import convert_adapter
-from vfmbench.models.checkpoints import Checkpoint, StateDict, check_layout, read_checkpoint, shape_of
 from vfmbench.models.sit import WIDTHS, SiT, time_frequencies
-from vfmbench.models.weights import WeightStore
+from vfmbench.options import Options, dump
+from vfmbench.weights.checkpoints import Checkpoint, StateDict, check_layout, read_checkpoint, shape_of
+from vfmbench.weights.store import WeightStore
 
 # What the adapter of VFM's release calls 0 to 5, in our names.
 PUBLISHED_PROBLEMS = ("denoise", "inpaint_random", "inpaint_box", "super_resolution", "gaussian_deblur", "motion_deblur")

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from vfmbench.base import Status
-from vfmbench.reporting.stored import StoredRun
+from vfmbench.errors import Status
+from vfmbench.results.stored import StoredRun
 
 # As metrics' settings state it, up to the next of their parts.
 _WARNING = re.compile(r"WARNING: [^;]+")

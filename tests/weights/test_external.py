@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.config import validate
+from vfmbench.errors import MissingError, UserError
 from vfmbench.models.dino import DinoFeatures
-from vfmbench.models.external import FILES, ExternalPaths, load_external
-from vfmbench.models.external_files import torch_hub_folder
 from vfmbench.models.features import external_space
 from vfmbench.models.inception import InceptionFeatures
 from vfmbench.models.perceptual import LPIPS, perceptual_distance
+from vfmbench.options import validate
+from vfmbench.weights.external import FILES, ExternalPaths, load_external
+from vfmbench.weights.external_files import torch_hub_folder
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from vfmbench.base import MissingError, UserError
-from vfmbench.models.external_files import ExternalFile
-from vfmbench.models.fetching import OFFLINE_VARIABLES, fetch, offline_by
+from vfmbench.errors import MissingError, UserError
+from vfmbench.weights.external_files import ExternalFile
+from vfmbench.weights.fetching import OFFLINE_VARIABLES, fetch, offline_by
 
 CONTENT = bytes(range(256)) * 12_000  # 3.1 MB: four reads
 
@@ -190,7 +190,7 @@ def test_nothing_is_asked_for_offline(server, monkeypatch, variable):
 def test_a_full_disk_and_a_folder_that_cannot_be_made(server, caches, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr("vfmbench.models.fetching.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr("vfmbench.weights.fetching.shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="no room for dino"):
         fetch(file_at(server.url), ignore)
     monkeypatch.setenv("TORCH_HOME", __file__)

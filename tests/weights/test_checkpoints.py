@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from vfmbench.base import UserError
+from vfmbench.errors import UserError
 from vfmbench.methods.adapter import NoiseAdapter, expand_adapter_size
 from vfmbench.models.adapter_layout import convert_adapter
-from vfmbench.models.checkpoints import read_checkpoint
-from vfmbench.models.conversion import PUBLISHED_PROBLEMS, ConversionOptions, convert, convert_flow
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import SiT, expand_sit_size
-from vfmbench.models.weights import WeightStore
 from vfmbench.registry import suites
+from vfmbench.weights.checkpoints import read_checkpoint
+from vfmbench.weights.conversion import PUBLISHED_PROBLEMS, ConversionOptions, convert, convert_flow
+from vfmbench.weights.store import WeightStore
 
 WIDTH, DEPTH, HEADS, PATCH, CHANNELS, SIZE, CLASSES, DMF_DEPTH = 48, 3, 4, 2, 4, 8, 5, 2
 TINY = ConversionOptions(num_heads=HEADS, dmf_depth=DMF_DEPTH)

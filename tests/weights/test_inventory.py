@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 
 from vfmbench import registry
-from vfmbench.base import UserError
 from vfmbench.commands import weights as command
-from vfmbench.models.external_files import FILES, ExternalPaths, HashState, Place
-from vfmbench.models.fetching import OFFLINE_VARIABLES
-from vfmbench.models.inventory import checkpoint_statuses, damage, file_statuses, shipped_folders, user_folders
-from vfmbench.models.weights import WeightStore
+from vfmbench.errors import UserError
 from vfmbench.reporting.weights_table import document, page, state_text
+from vfmbench.weights.external_files import FILES, ExternalPaths, HashState, Place
+from vfmbench.weights.fetching import OFFLINE_VARIABLES
+from vfmbench.weights.inventory import checkpoint_statuses, damage, file_statuses, shipped_folders, user_folders
+from vfmbench.weights.store import WeightStore
 
 
 @pytest.fixture(autouse=True)

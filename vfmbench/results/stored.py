@@ -14,9 +14,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from vfmbench.base import Status, UserError
-from vfmbench.registry import unknown_name
-from vfmbench.running.store import SCHEMA_VERSION, RunStore
+from vfmbench.errors import Status, UserError, unknown_name
+from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore
 
 _METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256", "precision")
 _HASH_DIGITS = 6

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, FilePath
 
-from vfmbench.base import Options, UserError
+from vfmbench.errors import UserError
+from vfmbench.options import Options
 
 
 @dataclass(frozen=True)

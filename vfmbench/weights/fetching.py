@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.files import exclusive
-from vfmbench.models.external_files import ExternalFile, HashState, Located, Place, hash_state
+from vfmbench.weights.external_files import ExternalFile, HashState, Located, Place, hash_state
 
 OFFLINE_VARIABLES = ("VFMBENCH_OFFLINE", "HF_HUB_OFFLINE")
 

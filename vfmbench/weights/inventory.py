@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vfmbench.base import MissingError, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.files import file_sha256
-from vfmbench.models.external_files import (
+from vfmbench.weights.external_files import (
     CHECKPOINTS,
     FILES,
     Checkpoint,
@@ -99,7 +99,7 @@ def user_folders() -> list[Path]:
 
 def damage(folder: Path) -> Iterator[tuple[str, str]]:
     """Name and problem of each of the weights in a folder; the problem is empty if they are what the manifest says."""
-    from vfmbench.models.weights import WeightStore
+    from vfmbench.weights.store import WeightStore
 
     store = WeightStore(folder, "Restore the file, or train or convert it again.")
     for name in _manifest(folder) or ("manifest",):
