@@ -26,6 +26,7 @@ from vfmbench.models.flow import FlowModel
 from vfmbench.options import ClassLabel, Options
 
 Rule = Literal["unit", "residual", "sign"]
+Coordinates = Literal["flow", "variance_preserving"]
 Draw = Callable[[], Tensor]
 
 
@@ -126,9 +127,22 @@ def directed(gradient: Tensor, residual_norm: Tensor, rule: Rule) -> Tensor:
     return gradient / per_sample(residual_norm.clamp_min(1e-12), gradient)
 
 
-def time_grid(steps: int, shift: float = 1.0) -> Iterator[tuple[float, float]]:
-    """(t, next t) from 1 to 0, uniform before the shift."""
-    nodes = [1 - step / steps for step in range(steps + 1)]
+def state_scale(coordinates: Coordinates, t: float) -> float:
+    """s(t) that turns a state of the flow into one of the coordinates in which a method's step lengths were published.
+
+    A variance-preserving diffusion has sqrt(a) x_0 + sqrt(1-a) z where the flow has (1-t) x_0 + t z: the same point times
+    s(t) = ((1-t)^2 + t^2)^(-1/2), from 1 at both ends to sqrt(2). A gradient with respect to its state is that of the flow over
+    s(t).
+    """
+    return 1.0 if coordinates == "flow" else ((1 - t) ** 2 + t**2) ** -0.5
+
+
+def time_grid(steps: int, shift: float = 1.0, last: float | None = None) -> Iterator[tuple[float, float]]:
+    """(t, next t) from 1 to 0, uniform before the shift; with `last`, uniform from 1 to that time, and then 0."""
+    if last is None:
+        nodes = [1 - step / steps for step in range(steps + 1)]
+    else:
+        nodes = [*(1 - (1 - last) * step / max(1, steps - 1) for step in range(steps)), 0.0]
     shifted = [shift * t / (1 + (shift - 1) * t) for t in nodes]
     return itertools.pairwise(shifted)
 
@@ -237,10 +251,14 @@ class GuidanceSampler(Solver):
         """x_t [B,c,h,w] -> x_t'; `draw` gives noise of x's shape to stochastic solvers."""
         raise NotImplementedError
 
+    def times(self) -> Iterator[tuple[float, float]]:
+        """(t, next t) of each step."""
+        return time_grid(self.options.steps, self.options.shift)
+
     def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
         draw = draws(noise, self.flow.latent_shape)
         x = draw()
-        for t, t_next in time_grid(self.options.steps, self.options.shift):
+        for t, t_next in self.times():
             step = self.step(x, t, t_next, measurement, draw)
             x = step.state
             yield step

@@ -24,6 +24,7 @@ from vfmbench.models.execution import Execution, execution_of, with_execution
 _FIRST_POWER_ITERATIONS, _POWER_ITERATIONS = 8, 2
 _FINITE_DIFFERENCE = 1e-2
 _NUMBERS_AT_ONCE = 2**12
+_RELEASED_RATES = {"inpaint_box": 5e-5, "motion_deblur": 5e-5, "phase_retrieval": 5e-5, "hdr": 2e-5}
 
 
 def noise_levels(first: float, last: float, count: int) -> list[float]:
@@ -47,7 +48,7 @@ class LatentDAPS(Solver):
         sigma_max: float = Field(10.0, gt=0.1, description="first level; the last before zero is about 0.1")
         ode_sigma_min: float = Field(1e-3, gt=0, lt=0.1, description="where each ODE ends")
         likelihood_std: float | None = Field(0.01, gt=0, description="tau; null: the measurement's own noise level")
-        likelihood_weight: float = Field(1.0, ge=0, description="kappa; the released latent code has 2")
+        likelihood_weight: float = Field(1.0, ge=0, description="kappa; the released code, whose loss has no 1/2, has 2")
         step_size: float = Field(0.3, ge=0, lt=2, description="alpha: eta_0 = alpha / (1 / sigma^2 + kappa lambda_max / tau^2)")
         learning_rate: float | None = Field(None, gt=0, description="eta_0 itself, instead of step_size")
         decay: float = Field(
@@ -65,13 +66,14 @@ class LatentDAPS(Solver):
 
     @classmethod
     def original(cls, problem: str) -> Mapping[str, Any]:
-        """The paper's Langevin form; the released latent code has Hamiltonian steps with rates for each task instead."""
+        """The released Langevin form with its rates for each task; their loss has no 1/2, and latents get Hamiltonian steps."""
         return {
             "steps": 200,
             "sigma_max": 100.0,
             "ode_sigma_min": 0.01,
             "langevin_steps": 100,
-            "learning_rate": 1e-4,
+            "likelihood_weight": 2.0,
+            "learning_rate": _RELEASED_RATES.get(problem, 1e-4),
             "guidance_scale": 1.0,
         }
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.baselines.guidance import Draw, GuidanceOptions, GuidanceSampler, Step, directed
+from vfmbench.baselines.guidance import Coordinates, Draw, GuidanceOptions, GuidanceSampler, Step, directed, state_scale
 from vfmbench.measurement import Measurement
 
 
@@ -26,6 +26,7 @@ class LatentDPS(GuidanceSampler):
     class Options(GuidanceOptions):
         step_size: float = Field(1.0, ge=0, description="zeta: L2 length of each correction, or factor of the gradient of |r|")
         rule: Literal["unit", "residual"] = Field("unit", description="U: gradient of length 1, or gradient of |r|")
+        coordinates: Coordinates = Field("flow", description="whose states zeta moves")
 
     options: Options
 
@@ -33,10 +34,12 @@ class LatentDPS(GuidanceSampler):
     def original(cls, problem: str) -> Mapping[str, Any]:
         """The released code's step on the gradient of |r|, 1000 steps; its ancestral noise is not part of an ODE."""
         step_size = 0.5 if problem.startswith("inpaint") else 0.3
-        return {"steps": 1000, "guidance_scale": 1.0, "rule": "residual", "step_size": step_size}
+        coordinates = {"coordinates": "variance_preserving"}
+        return {"steps": 1000, "guidance_scale": 1.0, "rule": "residual", "step_size": step_size, **coordinates}
 
     def step(self, x: Tensor, t: float, t_next: float, measurement: Measurement, draw: Draw) -> Step:
         estimate, clean_vjp = self.estimate_with_vjp(x, t, measurement.label)
         clean_gradient, residual_norm = self.clean_gradient(estimate.clean, measurement)
-        correction = directed(clean_vjp(clean_gradient), residual_norm, self.options.rule)
+        before, after = (state_scale(self.options.coordinates, time) for time in (t, t_next))
+        correction = directed(clean_vjp(clean_gradient) / before, residual_norm, self.options.rule) / after
         return Step(estimate.euler(t_next) - self.options.step_size * correction, estimate.clean)

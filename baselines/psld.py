@@ -15,12 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import (
+    Coordinates,
     Draw,
     GuidanceOptions,
     GuidanceSampler,
     Step,
     per_sample,
     smooth_norms,
+    state_scale,
     unit,
 )
 from vfmbench.errors import UserError
@@ -41,6 +43,7 @@ class PSLD(GuidanceSampler):
         gamma: float = Field(0.1, ge=0, description="weight of the gluing term")
         step_size: float = Field(1.0, ge=0, description="c")
         rule: Literal["raw", "unit"] = Field("raw", description="take the gradient as it is, or at length 1")
+        coordinates: Coordinates = Field("flow", description="whose states c moves")
         back_projection: Literal["auto", "adjoint", "pinv", "to_image"] = Field(
             "auto", description="T; auto: pseudo-inverse where A reduces the number of pixels, else identity (zero in holes)"
         )
@@ -56,12 +59,13 @@ class PSLD(GuidanceSampler):
     def original(cls, problem: str) -> Mapping[str, Any]:
         """The released defaults on Stable Diffusion; boxes have weights of their own."""
         weights = {"omega": 0.1, "gamma": 0.01} if problem == "inpaint_box" else {"omega": 1.0, "gamma": 0.1}
-        return {"steps": 1000, "guidance_scale": 7.5, **weights}
+        return {"steps": 1000, "guidance_scale": 7.5, "coordinates": "variance_preserving", **weights}
 
     def step(self, x: Tensor, t: float, t_next: float, measurement: Measurement, draw: Draw) -> Step:
         estimate, clean_vjp = self.estimate_with_vjp(x, t, measurement.label)
         gradient = clean_vjp(self._clean_gradient(estimate.clean, measurement))
-        correction = unit(gradient) if self.options.rule == "unit" else gradient
+        before, after = (state_scale(self.options.coordinates, time) for time in (t, t_next))
+        correction = (unit(gradient) if self.options.rule == "unit" else gradient / before) / after
         return Step(estimate.euler(t_next) - self.options.step_size * correction, estimate.clean)
 
     def _clean_gradient(self, clean: Tensor, measurement: Measurement) -> Tensor:
