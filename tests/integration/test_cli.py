@@ -176,7 +176,7 @@ def test_missing_feature_weights_cost_only_their_metrics(capsys, tmp_path, out):
 
 PLUGIN = """
 from vfmbench import registry
-from vfmbench.base import Options
+from vfmbench.options import Options
 from vfmbench.interfaces import Samples
 from vfmbench.models.metering import Meter
 

@@ -32,7 +32,7 @@ PLUGIN = """
 import os, time
 from pathlib import Path
 from pydantic import Field
-from vfmbench.base import Options as Base
+from vfmbench.options import Options as Base
 from vfmbench.interfaces import Samples
 from vfmbench.models.metering import Meter
 from vfmbench.registry import samplers
