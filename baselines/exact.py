@@ -7,16 +7,16 @@ import torch
 from vfmbench.interfaces import Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.metering import Meter
-from vfmbench.options import Options as NoOptions
+from vfmbench.options import SamplerOptions
 
 
 class ExactPosteriorSampler:
     """Independent draws from `suite.posterior(measurement)`; no network runs."""
 
-    Options = NoOptions
+    Options = SamplerOptions
     weights = ()
 
-    def __init__(self, suite: Suite, options: NoOptions, device: torch.device):
+    def __init__(self, suite: Suite, options: SamplerOptions, device: torch.device):
         self._suite = suite
         self.meter = Meter(device)
 

@@ -23,14 +23,14 @@ from vfmbench.interfaces import Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
-from vfmbench.options import ClassLabel, Options
+from vfmbench.options import ClassLabel, SamplerOptions
 
 Rule = Literal["unit", "residual", "sign"]
 Coordinates = Literal["flow", "variance_preserving"]
 Draw = Callable[[], Tensor]
 
 
-class SolverOptions(Options):
+class SolverOptions(SamplerOptions):
     """Options of every solver."""
 
     guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance; 1 turns it off")

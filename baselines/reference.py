@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench import options
 from vfmbench.baselines.guidance import tuned_options
 from vfmbench.errors import MissingError
 from vfmbench.interfaces import Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.metering import Meter
+from vfmbench.options import SamplerOptions
 from vfmbench.restoration import regularised_inverse
 
 
 class Reference:
     """One deterministic image per measurement, repeated for every sample."""
 
-    Options: ClassVar[type[options.Options]] = options.Options
+    Options: ClassVar[type[SamplerOptions]] = SamplerOptions
     weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, suite: Suite, options: Any, device: torch.device):
@@ -55,7 +55,7 @@ class PseudoInverse(Reference):
         return measurement.operator.pinv(measurement.y)
 
 
-class TikhonovOptions(options.Options):
+class TikhonovOptions(SamplerOptions):
     """prior_std: standard deviation of a pixel around the image's mean colour, positive."""
 
     prior_std: float = Field(default=0.5, gt=0)

@@ -20,15 +20,14 @@ from vfmbench.models.execution import execution_of
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
-from vfmbench.options import ClassLabel
-from vfmbench.options import Options as BaseOptions
+from vfmbench.options import ClassLabel, SamplerOptions
 from vfmbench.weights.store import Weights
 
 
 class AdapterSampler:
     """Draws z from the adapter and runs the flow map over a uniform grid from t = 1 to 0."""
 
-    class Options(BaseOptions):
+    class Options(SamplerOptions):
         steps: int = Field(1, ge=1, le=1000, description="evaluations of the flow map per sample")
         projection: bool = Field(
             False, description="glue the observation into the result (VFM appendix B.2.3); linear tasks only"

@@ -27,6 +27,15 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class SamplerOptions(Options):
+    """Base of a sampler's `Options`: what `--set method.key=value` may change; as it stands, nothing.
+
+    >>> class Langevin:
+    ...     class Options(SamplerOptions):
+    ...         steps: int = Field(50, ge=1, description="Langevin steps")
+    """
+
+
 def validate(model: type[OptionsType], values: Mapping[str, Any], prefix: str = "") -> OptionsType:
     """Builds `model`, or raises UserError: one sentence that names the field, what is allowed, and the nearest key."""
     try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vfmbench.baselines.exact import ExactPosteriorSampler
-from vfmbench.options import Options
+from vfmbench.options import SamplerOptions
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
 
@@ -28,7 +28,7 @@ class ScalarPosterior:
 
 def test_draws_come_from_the_suites_posterior():
     suite = SimpleNamespace(posterior=lambda measurement: ScalarPosterior(measurement.y))
-    sampler = ExactPosteriorSampler(suite, Options(), CPU)
+    sampler = ExactPosteriorSampler(suite, SamplerOptions(), CPU)
     measurement = direct([1.0], MatrixOperator(torch.eye(1), (1, 1, 1)), 1.0)
     samples = sampler.sample(measurement, 4000, PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(4000))))
     assert samples.images.shape == (1, 4000, 1, 1, 1)
@@ -48,7 +48,7 @@ def test_it_runs_where_the_posterior_is_known():
 def test_mixture_of_the_harness_by_name():
     """Samples of a registered suite: shares of the modes against their weights, and alone as in a batch."""
     suite = suites.get("mixture")({})
-    sampler = samplers.get("exact")(suite, Options(), CPU)
+    sampler = samplers.get("exact")(suite, SamplerOptions(), CPU)
     task = suite.task("linear_observation", {})
     points, label = suite.dataset("test").load(range(3))
 

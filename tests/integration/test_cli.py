@@ -176,13 +176,13 @@ def test_missing_feature_weights_cost_only_their_metrics(capsys, tmp_path, out):
 
 PLUGIN = """
 from vfmbench import registry
-from vfmbench.options import Options
-from vfmbench.interfaces import Samples
+from vfmbench.measurement import Samples
 from vfmbench.models.metering import Meter
+from vfmbench.options import SamplerOptions
 
 
 class Grey:
-    Options = Options
+    Options = SamplerOptions
     weights = ()
 
     def __init__(self, suite, options, device):

@@ -32,13 +32,13 @@ PLUGIN = """
 import os, time
 from pathlib import Path
 from pydantic import Field
-from vfmbench.options import Options as Base
-from vfmbench.interfaces import Samples
+from vfmbench.measurement import Samples
 from vfmbench.models.metering import Meter
+from vfmbench.options import SamplerOptions
 from vfmbench.registry import samplers
 
 class Slow:
-    class Options(Base):
+    class Options(SamplerOptions):
         seconds: float = 1.0
         diary: str = Field("")
 

@@ -35,7 +35,7 @@ def test_signals_stop_a_job_and_only_usr2_puts_it_back(sweep_of, monkeypatch, nu
         os.kill(os.getpid(), number)
         raise AssertionError("went on")
 
-    monkeypatch.setattr("vfmbench.launching.execution.execute", signalled)
+    monkeypatch.setattr("vfmbench.launching.worker.execute", signalled)
     with pytest.raises(SystemExit) as caught:
         JobCall(sweep.record.folder, ())(sweep.jobs[0])
     assert caught.value.code == 75
@@ -61,7 +61,7 @@ def test_a_job_that_fails_does_not_stop_the_others(sweep_of, quiet, monkeypatch)
             raise RuntimeError("no luck")
         return real(job, *rest)
 
-    from vfmbench.launching.execution import silent
+    from vfmbench.launching.worker import silent
 
     monkeypatch.setattr(executors, "perform", breaks)
     assert launch.here(sweep, "debug", 1, (), quiet, silent) == 1

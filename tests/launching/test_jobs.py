@@ -6,8 +6,8 @@ import time
 import pytest
 
 from vfmbench.errors import Status, UserError
-from vfmbench.launching.execution import perform, put_other_weights, silent
 from vfmbench.launching.sweep import parse_values, prepare
+from vfmbench.launching.worker import perform, put_other_weights, silent
 
 PLAIN = """\
 fixed: {num_images: 4, samples: 2, metrics: [psnr]}
@@ -89,16 +89,16 @@ def test_other_weights_lie_beside_the_trained_ones_unless_they_come_from_the_sta
 
 def test_a_run_that_fails_leaves_the_others_of_its_job(jobs_of, tmp_path, quiet, monkeypatch):
     job = jobs_of(TRAINED)[1]
-    from vfmbench.launching import execution
+    from vfmbench.launching import worker
 
-    real = execution.execute
+    real = worker.execute
 
     def breaks(checked, update):
         if checked.options.steps == 1:
             raise RuntimeError("no luck")
         return real(checked, update)
 
-    monkeypatch.setattr(execution, "execute", breaks)
+    monkeypatch.setattr(worker, "execute", breaks)
     assert not perform(job, tmp_path / "sweep", quiet, silent)
     state = json.loads((tmp_path / "sweep" / "jobs" / f"{job.id}.json").read_text())
     assert (state["state"], state["error"]) == ("failed", "RuntimeError: no luck")

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from vfmbench.errors import UserError
-from vfmbench.launching import cluster, execution, status
+from vfmbench.launching import cluster, status, worker
 from vfmbench.launching.cluster import SlurmState
-from vfmbench.launching.execution import JobState, perform
 from vfmbench.launching.sweep import failed_only, merge_parts
+from vfmbench.launching.worker import JobState, perform
 
 TEXT = """\
 fixed: {num_images: 4, samples: 2, metrics: [psnr], batch_size: 4}
@@ -151,7 +151,7 @@ def test_a_full_disk_is_reported(started, quiet, monkeypatch, capsys):
         patch.setattr(store, "replace_file", full)
         assert not perform(sweep.jobs[0], sweep.record.folder, quiet)
     assert first(sweep) == ("failed", "OSError: [Errno 28] No space left on device")
-    monkeypatch.setattr(execution, "replace_file", full)
+    monkeypatch.setattr(worker, "replace_file", full)
     JobState(sweep.record.folder, sweep.jobs[1]).update("running")
     assert "No space left on device" in capsys.readouterr().err
 

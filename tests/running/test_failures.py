@@ -8,7 +8,7 @@ from vfmbench import RunConfig
 from vfmbench.errors import Status
 from vfmbench.measurement import Samples
 from vfmbench.models.metering import Meter
-from vfmbench.options import Options
+from vfmbench.options import SamplerOptions
 from vfmbench.registry import samplers
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
@@ -17,7 +17,7 @@ from vfmbench.running.shards import Shards
 class Plugin:
     """A third party's sampler: noise as images. A subclass decides when it fails."""
 
-    Options = Options
+    Options = SamplerOptions
     weights = ()
     largest = 10_000
     rows_seen: list[int]

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from vfmbench.launching import cluster
-from vfmbench.launching.execution import ProgressBar, last_line, perform
 from vfmbench.launching.jobs import Job, digest
+from vfmbench.launching.worker import ProgressBar, last_line, perform
 from vfmbench.registry import load_plugin
 
 _POLL_SECONDS = 0.5

@@ -12,12 +12,12 @@ from rich.console import Console
 from vfmbench.errors import Status
 from vfmbench.files import locked_directory
 from vfmbench.launching import cluster
-from vfmbench.launching.execution import ProgressBar
 from vfmbench.launching.executors import run_here, run_locally, submit
 from vfmbench.launching.jobs import Job
 from vfmbench.launching.record import SweepRecord
 from vfmbench.launching.status import rows, write_csv
 from vfmbench.launching.sweep import Sweep
+from vfmbench.launching.worker import ProgressBar
 
 _POLL_SECONDS = 2.0
 
