@@ -6,7 +6,8 @@ Imports nothing of this package and no torch, so that commands which compute not
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
@@ -25,9 +26,18 @@ class Status(StrEnum):
 
 
 class UserError(Exception):
-    """Something the user can put right: unknown name, bad value, bad file. Shown as one sentence; exit code 2."""
+    """Something the user can put right: unknown name, bad value, bad file. Shown as one sentence; exit code 2.
+
+    Attributes:
+        key: dotted key of the option that it is about, e.g. `num_images` or `method.steps`; None if it is about none. Whoever
+            has read the option from a file finds its line by it.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, key: str | None = None):
+        super().__init__(message)
+        self.key = key
 
 
 class MissingError(UserError):
@@ -36,9 +46,27 @@ class MissingError(UserError):
     exit_code = 3
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
-    """The error for a name that is not among `allowed`: names the nearest and lists all."""
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Errors raised inside are about the option `key`, unless they know better.
+
+    >>> with about("task"):
+    ...     suite.task(config.task, options)
+    """
+    try:
+        yield
+    except UserError as error:
+        error.key = error.key or key
+        raise
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str], key: str | None = None) -> UserError:
+    """The error for a name that is not among `allowed`: names the nearest and lists all.
+
+    Args:
+        key: of the option that has the name as its value, or is called so.
+    """
     allowed = sorted(allowed)
     near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
-    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.")
+    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.", key)
