@@ -22,7 +22,8 @@ import torch
 
 from vfmbench import RunConfig
 from vfmbench.randomness import PhiloxNoise, sample_rows
-from vfmbench.running.runner import Run, measure, plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import Run, run
 from vfmbench.running.shards import Shards
 
 TASK = "gaussian_deblur"
@@ -53,7 +54,7 @@ def milliseconds(method: str, precision: str, batch: int, out: Path) -> tuple[fl
     sampler = checked.sampler_class(checked.suite, checked.options, checked.device)
 
     def draw(positions: list[int]) -> None:
-        _, measurement = measure(checked, positions)
+        _, measurement = checked.measure(positions)
         sampler.sample(measurement, 1, PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(1))))
 
     def draw_one_by_one() -> None:

@@ -62,7 +62,7 @@ def test_nothing_is_asked_of_the_network(monkeypatch, tmp_path):
 def test_a_trial_run_that_fails_or_cannot_be_made(monkeypatch):
     from vfmbench.running import runner
 
-    def failing(plan):
+    def failing(*_):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(runner, "execute", failing)
@@ -72,7 +72,7 @@ def test_a_trial_run_that_fails_or_cannot_be_made(monkeypatch):
     class Skipped:
         status = Status.SKIPPED
 
-    monkeypatch.setattr(runner, "execute", lambda plan: Skipped)
+    monkeypatch.setattr(runner, "execute", lambda *_: Skipped)
     (check,) = doctor._trial_run()
     assert check.health == Health.BROKEN
 

@@ -196,15 +196,15 @@ def _trial_run() -> Iterator[Check]:
     """One image of the default suite, from the command's own defaults to a metric."""
     from vfmbench.config import RunConfig
     from vfmbench.options import validate
-    from vfmbench.running.runner import execute, plan
+    from vfmbench.running.runner import run
 
     with tempfile.TemporaryDirectory() as folder:
         method, task = "vfm", "gaussian_deblur"
         values = {"method": method, "task": task, "num_images": 1, "samples": 1, "metrics": ("psnr",), "out": folder}
         config = validate(RunConfig, values)
-        run = execute(plan(config))
-        health = Health.OK if run.status == Status.DONE else Health.BROKEN
-        yield Check("trial run", health, f"{method} on {task}, one image of the suite {config.suite}: {run.status}")
+        result = run(config)
+        health = Health.OK if result.status == Status.DONE else Health.BROKEN
+        yield Check("trial run", health, f"{method} on {task}, one image of the suite {config.suite}: {result.status}")
 
 
 def _external_weights() -> Iterator[Check]:

@@ -20,7 +20,7 @@ from vfmbench.models.images import to_float
 from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 
 from .checks import advance, build
 from .toys import CPU, PROBLEMS, Float64Noise, ToySuite, measure, random_suite, toy_task

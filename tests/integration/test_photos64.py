@@ -11,7 +11,7 @@ from vfmbench.errors import UserError
 from vfmbench.models.images import to_float
 from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from vfmbench.config import RunConfig
 from vfmbench.errors import Status
 from vfmbench.files import BusyError
 from vfmbench.running import sharding
-from vfmbench.running.runner import execute, plan
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import execute
 from vfmbench.running.sharding import Part, execute_part, merge, positions
 from vfmbench.running.shards import Shards
 

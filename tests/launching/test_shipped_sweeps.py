@@ -6,7 +6,7 @@ from vfmbench.launching.definitions import read_sweep
 from vfmbench.launching.expansion import expand
 from vfmbench.options import validate
 from vfmbench.registry import suites
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 from vfmbench.running.tuning import TuningOptions, trials_of
 
 SWEEPS = Path(__file__).parents[2] / "slurm"

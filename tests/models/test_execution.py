@@ -16,7 +16,7 @@ from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.models.sit import SiT
 from vfmbench.registry import suites
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 
 CPU = torch.device("cpu")
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

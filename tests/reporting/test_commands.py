@@ -23,8 +23,8 @@ def no_model(*_):
 
 @pytest.fixture
 def without_models(monkeypatch):
-    for name in ("plan", "execute"):
-        monkeypatch.setattr(f"vfmbench.running.runner.{name}", no_model)
+    for name in ("plan.plan", "runner.execute"):
+        monkeypatch.setattr(f"vfmbench.running.{name}", no_model)
     monkeypatch.setattr("vfmbench.registry.suites.get", no_model)
 
 

@@ -10,7 +10,8 @@ from vfmbench.config import RunConfig
 from vfmbench.reporting.grid import posterior_grid
 from vfmbench.reporting.point_panels import PointPanels, observed_lines
 from vfmbench.reporting.point_runs import PointRun, observations
-from vfmbench.running.runner import execute, plan
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import execute
 from vfmbench.running.shards import Shards
 
 TASKS = {"checkerboard": "first_coordinate", "gaussian": "linear_observation", "mixture": "linear_observation"}

@@ -22,7 +22,7 @@ from vfmbench.reporting.training_labels import training_labels
 from vfmbench.results.run_directory import RunStore
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
-from vfmbench.running.runner import PRIOR_STREAM
+from vfmbench.running.sampling import PRIOR_STREAM
 from vfmbench.running.shards import Shard, Shards
 from vfmbench.weights.store import WeightStore
 

@@ -8,7 +8,8 @@ import torch
 
 from vfmbench import RunConfig
 from vfmbench.registry import samplers
-from vfmbench.running.runner import plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import run
 from vfmbench.running.shards import HostCopy, Shards, ShardWriter
 
 WAIT = 10.0

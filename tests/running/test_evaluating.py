@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from vfmbench.errors import Status
+from vfmbench.results.run_directory import RunStore
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
-from vfmbench.running.shards import Shard
+from vfmbench.running.shards import Shard, Shards
 
 SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), posterior_known=False)
 
@@ -28,18 +29,20 @@ def shard(*index):
     positions, numbers = torch.tensor(index), torch.arange(2)
     values = 10 * positions[:, None] + numbers
     images = values[..., None, None, None].expand(-1, -1, 1, 2, 2).to(torch.uint8)
-    return Shard(images, positions, positions, values / 100, -values / 100, [""] * len(index), {})
+    return Shard(images, positions, positions.clone(), values / 100, -values / 100, [""] * len(index), {})
 
 
-def evaluated(shards, broken=()):
-    store = SimpleNamespace(shards=lambda: list(shards))
+def evaluated(directory, shards, broken=()):
+    (directory / "samples").mkdir()
+    for part in shards:
+        Shards(directory).write(part)
     status = {k: Status.DIVERGED if k in broken else Status.DONE for part in shards for k in part.index.tolist()}
     records = pd.DataFrame({"index": list(status), "status": list(status.values())})
-    return stored_evaluation(store, SUITE, None, Dataset(), SimpleNamespace(num_images=9), records, {})
+    return stored_evaluation(RunStore(directory), SUITE, None, Dataset(), SimpleNamespace(num_images=9), records, {})
 
 
-def test_shards_come_in_any_order_and_diverged_images_are_left_out():
-    evaluation, kept = evaluated([shard(6, 7), shard(0, 1, 2), shard(3)], broken=(1, 3))
+def test_shards_come_in_any_order_and_diverged_images_are_left_out(tmp_path):
+    evaluation, kept = evaluated(tmp_path, [shard(6, 7), shard(0, 1, 2), shard(3)], broken=(1, 3))
     assert kept == [0, 2, 6, 7]
     assert evaluation.samples[:, :, 0, 0, 0].tolist() == [[0, 1], [20, 21], [60, 61], [70, 71]]
     assert evaluation.samples.dtype == torch.uint8
@@ -49,9 +52,9 @@ def test_shards_come_in_any_order_and_diverged_images_are_left_out():
     assert evaluation.planned == 9
 
 
-def test_without_a_whole_image_there_is_nothing_to_evaluate():
+def test_without_a_whole_image_there_is_nothing_to_evaluate(tmp_path):
     with pytest.raises(RuntimeError, match="nothing to evaluate"):
-        evaluated([shard(0)], broken=(0,))
+        evaluated(tmp_path, [shard(0)], broken=(0,))
 
 
 def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():

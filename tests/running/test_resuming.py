@@ -9,7 +9,8 @@ from vfmbench.cli import main
 from vfmbench.errors import Status, UserError
 from vfmbench.registry import metrics
 from vfmbench.running import runner
-from vfmbench.running.runner import plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import run
 from vfmbench.running.scoring import score_run
 
 

@@ -12,7 +12,8 @@ from vfmbench import RunConfig
 from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
-from vfmbench.running.runner import _stale_metrics, execute, plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import execute, run, stale_metrics
 from vfmbench.running.shards import Shards
 
 SMALL = {"method": "vfm", "task": "gaussian_deblur", "num_images": 6, "samples": 3}
@@ -129,8 +130,8 @@ def test_metrics_in_another_feature_space_are_stale():
         weights_sha256 = "new"
 
     names = ["psnr", "fid", "mmd", "ssim"]
-    assert _stale_metrics(names, rows, {"digitnet": Space()}) == ["fid", "mmd", "ssim"]
-    assert _stale_metrics(names, rows, {"digitnet": "its weights are missing"}) == ["fid", "ssim"]
+    assert stale_metrics(names, rows, {"digitnet": Space()}) == ["fid", "mmd", "ssim"]
+    assert stale_metrics(names, rows, {"digitnet": "its weights are missing"}) == ["fid", "ssim"]
 
 
 def test_torn_shard_is_computed_again(tmp_path):

@@ -5,7 +5,7 @@ import yaml
 
 from vfmbench.config import RunConfig
 from vfmbench.errors import MissingError, UserError
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 from vfmbench.running.tuning import tune
 
 # The last step size throws every sample out of range.

@@ -12,7 +12,8 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import suites
-from vfmbench.running.runner import plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
 
 SIZE = 16

@@ -16,7 +16,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.registry import samplers, suites
 from vfmbench.reporting import console, tables
 from vfmbench.running.bench import Cost, bench, matrix_rate
-from vfmbench.running.runner import Plan, choose_device, plan
+from vfmbench.running.plan import Plan, choose_device, plan
 from vfmbench.training.untrained import untrained
 
 
@@ -76,7 +76,6 @@ def _cost(
 
 
 def _cost_of_plan(checked: Plan, rate: float, largest_batch: int, random_weights: bool) -> Cost:
-    supported, reason = checked.sampler_class.supports(checked.task, checked.suite)
-    if not supported:
-        raise UserError(reason)
+    if not checked.verdict.supported:
+        raise UserError(checked.verdict.note)
     return bench(checked, rate, largest_batch, random_weights)

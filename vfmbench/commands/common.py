@@ -10,7 +10,7 @@ from vfmbench.config import RUN_SECTIONS, RunConfig
 from vfmbench.errors import MissingError, UserError
 from vfmbench.options import parse_overrides, validate
 from vfmbench.reporting import console, tables
-from vfmbench.running.runner import Plan, plan
+from vfmbench.running.plan import Plan, plan
 
 
 def names(text: str | None) -> list[str] | None:

@@ -11,7 +11,8 @@ from vfmbench.registry import samplers, suites
 from vfmbench.reporting import console, grid, rendering, tables
 from vfmbench.results.comparison import Entry, compare
 from vfmbench.results.stored import StoredRun
-from vfmbench.running.runner import Plan, Run, execute
+from vfmbench.running.plan import Plan
+from vfmbench.running.runner import Run, execute
 
 
 def main(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from vfmbench.errors import UserError
 from vfmbench.files import file_to_write, replace_file
 from vfmbench.options import parse_overrides, validate
 from vfmbench.reporting import console, tables
-from vfmbench.running.runner import choose_device
+from vfmbench.running.plan import choose_device
 from vfmbench.running.scoring import score_folders, score_run
 from vfmbench.weights.external import ExternalPaths
 

@@ -6,7 +6,7 @@ import argparse
 
 from vfmbench.commands.common import run_configs
 from vfmbench.reporting import grid
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 
 
 def main(options: argparse.Namespace) -> int:

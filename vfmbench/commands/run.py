@@ -9,7 +9,8 @@ import sys
 from vfmbench.commands.common import print_metrics, run_configs
 from vfmbench.errors import Status, UserError
 from vfmbench.reporting import console, grid, tables
-from vfmbench.running.runner import execute, plan
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import execute
 
 
 def main(options: argparse.Namespace) -> int:

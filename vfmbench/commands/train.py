@@ -8,7 +8,7 @@ from pathlib import Path
 from vfmbench.options import parse_overrides
 from vfmbench.registry import suites
 from vfmbench.reporting import console
-from vfmbench.running.runner import choose_device
+from vfmbench.running.plan import choose_device
 from vfmbench.training.train import train
 
 

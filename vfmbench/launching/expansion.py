@@ -16,7 +16,7 @@ from vfmbench.launching.jobs import Job, PlannedRun, SuiteCache, Training, diges
 from vfmbench.launching.resources import JobResources, read_profile, resources_of
 from vfmbench.options import dump, validate
 from vfmbench.registry import samplers, stages
-from vfmbench.running.runner import Plan, plan
+from vfmbench.running.plan import Plan, plan
 from vfmbench.running.sharding import Part, positions, unfinished_parts
 
 RUN_KEYS = (
@@ -169,15 +169,15 @@ class _Expansion:
         """
         try:
             checked = plan(run.config, self._suites.get(run.config.suite, run.config.options))
-            supported, reason = checked.sampler_class.supports(checked.task, checked.suite)
+            verdict = checked.verdict
         except MissingError as error:
             return replace(run, status=Status.MISSING, note=str(error)), None
         except UserError as error:
             raise self._located(error, {**self._definition.fixed, **run.settings}) from None
         identity, directory = checked.identity, checked.store.directory
         found = replace(run, directory=directory, images=identity.num_images, samples=identity.samples)
-        if not supported:
-            return replace(found, status=Status.SKIPPED, note=reason), None
+        if not verdict.supported:
+            return replace(found, status=Status.SKIPPED, note=verdict.note), None
         return replace(found, status=_stored_status(checked)), checked
 
     def _check_stages(self, runs: Sequence[PlannedRun]) -> None:

@@ -16,7 +16,7 @@ from vfmbench.launching.expansion import expand
 from vfmbench.launching.jobs import Job
 from vfmbench.launching.record import SweepRecord
 from vfmbench.launching.status import to_retry
-from vfmbench.running.runner import plan
+from vfmbench.running.plan import plan
 from vfmbench.running.sharding import merge, unfinished_parts
 
 

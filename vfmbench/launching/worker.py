@@ -20,7 +20,9 @@ from vfmbench.files import replace_file
 from vfmbench.interfaces import Suite
 from vfmbench.launching.jobs import Job, Training
 from vfmbench.registry import stages
-from vfmbench.running.runner import Progress, choose_device, execute, plan
+from vfmbench.running.plan import choose_device, plan
+from vfmbench.running.runner import execute
+from vfmbench.running.sampling import Progress
 from vfmbench.running.sharding import execute_part
 from vfmbench.training.train import train
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vfmbench.errors import UserError
 from vfmbench.models.images import to_float, to_uint8
 from vfmbench.reporting.points import comparison_picture, posterior_picture, task_picture
-from vfmbench.running.runner import Plan, measure
+from vfmbench.running.plan import Plan
 from vfmbench.running.shards import Shards
 
 MAX_ROWS = 8
@@ -31,7 +31,7 @@ def posterior_grid(plan: Plan) -> Path:
     images = torch.cat([shard.images for shard in shards])
     rows = index.argsort()[:MAX_ROWS]
     samples = images[rows]
-    truth, measurement = measure(plan, index[rows].tolist())
+    truth, measurement = plan.measure(index[rows].tolist())
     shown = min(MAX_SAMPLES, samples.shape[1])
     columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
     columns += [(f"sample {number + 1}", samples[:, number]) for number in range(shown)]
@@ -59,7 +59,7 @@ def comparison_grid(plans: Sequence[Plan]) -> Path:
         return comparison_picture(plans)
     stored = {plan.identity.method: _first_samples(plan) for plan in plans}
     common = sorted(set.intersection(*(set(samples) for samples in stored.values())))[:MAX_ROWS]
-    truth, measurement = measure(first, common)
+    truth, measurement = first.measure(common)
     columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
     columns += [(method, torch.stack([samples[index] for index in common])) for method, samples in stored.items()]
     columns.append(("truth", to_uint8(truth).cpu()))
@@ -91,7 +91,7 @@ def task_preview(plan: Plan) -> Path:
     path = directory / f"preview-{plan.task.name}.png"
     if plan.suite.modality == "points":
         return task_picture(plan, positions, path)
-    truth, measurement = measure(plan, positions)
+    truth, measurement = plan.measure(positions)
     operator = measurement.operator
     columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
     if operator.linear:

@@ -20,7 +20,8 @@ from vfmbench.registry import suites
 from vfmbench.results.run_directory import RunStore
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
-from vfmbench.running.runner import PRIOR_STREAM, Plan
+from vfmbench.running.plan import Plan
+from vfmbench.running.sampling import PRIOR_STREAM
 from vfmbench.running.shards import Shards
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmbench.reporting.drawing import COLOURS, NARROWEST, panels
 from vfmbench.reporting.point_panels import PointPanels
 from vfmbench.reporting.point_runs import PointRun, observations
-from vfmbench.running.runner import Plan
+from vfmbench.running.plan import Plan
 
 _OBSERVATIONS_OF_A_RUN, _OBSERVATIONS_COMPARED, _OBSERVATIONS_PREVIEWED = 8, 4, 3
 _COLUMNS = 4

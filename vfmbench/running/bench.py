@@ -21,7 +21,8 @@ from vfmbench.models.execution import DTYPES, execution_of, with_execution
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.memory import peak_tensor_memory
-from vfmbench.running.runner import Plan, measure, out_of_memory
+from vfmbench.running.plan import Plan
+from vfmbench.running.sampling import out_of_memory
 
 _GROWTH, _WORTHWHILE = 4, 1.05
 _REPEATS, _ENOUGH_SECONDS = 3, 1.0
@@ -92,12 +93,12 @@ def bench(plan: Plan, rate: float, largest_batch: int, random_weights: bool = Fa
     execution = execution_of(plan.suite)
     eager_suite = with_execution(plan.suite, replace(execution, compile=False))
     eager = plan.sampler_class(eager_suite, plan.options, plan.device)
-    sampler = plan.sampler_class(plan.suite, plan.options, plan.device) if execution.compile else eager
+    sampler = plan.sampler() if execution.compile else eager
 
     def drawing(batch: int, sampler: Sampler = sampler) -> Callable[[], object]:
         """A call that draws one sample for each of `batch` images, beginning again at the first where the split is smaller."""
         positions = [row % len(plan.dataset) for row in range(batch)]
-        _, measurement = measure(plan, positions)
+        _, measurement = plan.measure(positions)
         noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(1)))
         return lambda: sampler.sample(measurement, 1, noise)
 

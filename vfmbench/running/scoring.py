@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,11 @@ from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore, metric_row
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
 from vfmbench.running.image_folders import read_pairs
-from vfmbench.running.runner import LOG, Run, logging_to
+from vfmbench.running.runner import Run, logging_to
 from vfmbench.running.shards import Shards, compile_tables
 from vfmbench.weights.external import ExternalPaths
+
+LOG = logging.getLogger("vfmbench")
 
 # They read observations, likelihoods or labels.
 _NEED_A_RUN = ("classifier_agreement", "nlpd", "residual")

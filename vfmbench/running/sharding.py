@@ -13,9 +13,10 @@ from typing import Any
 
 from vfmbench.errors import Status, UserError
 from vfmbench.files import BusyError
-from vfmbench.models.execution import execution_of
-from vfmbench.provenance import environment, now
-from vfmbench.running.runner import Plan, Progress, Run, execute, logging_to, sample_images
+from vfmbench.provenance import now
+from vfmbench.running.plan import Plan
+from vfmbench.running.runner import Run, execute, logging_to, new_session, skipped
+from vfmbench.running.sampling import Progress, sample_images
 from vfmbench.running.shards import Shards
 
 
@@ -50,9 +51,8 @@ def execute_part(plan: Plan, part: Part, progress: Progress | None = None) -> Ru
 
     Returns the run, with status `interrupted` as long as other parts are at work.
     """
-    supported, note = plan.sampler_class.supports(plan.task, plan.suite)
-    if not supported:
-        return Run(plan.store, Status.SKIPPED, f"{plan.identity.method} skips {plan.task.name}: {note}")
+    if not plan.verdict.supported:
+        return skipped(plan)
     with plan.store.writing(plan.identity, False, part.folder):
         _sample_part(plan, part, progress or (lambda done, total: None))
     return merge(plan, part.count)
@@ -67,20 +67,11 @@ def _sample_part(plan: Plan, part: Part, progress: Progress) -> None:
         return
     # Numbers of sessions tell processes apart in the records; those of other parts lie between this one's.
     number = len(store.provenance().get("sessions", [])) + part.number + part.count * len(sessions)
-    session = {
-        "part": part.folder,
-        "started": now(),
-        "images": len(todo),
-        "batch_size": plan.batch_size,
-        "metrics": [],
-        "compile": execution_of(plan.suite).compile,
-        **environment(plan.device),
-    }
+    session = {"part": part.folder, **new_session(plan, len(todo), [])}
     facts = {"status": Status.INTERRUPTED, "sessions": [*sessions, session]}
     store.write_part(part.folder, facts)
     with logging_to(store.directory / part.folder / "log.txt"):
-        sampler = plan.sampler_class(plan.suite, plan.options, plan.device)
-        session["batch_size"] = sample_images(plan, sampler, todo, number, _of_part(plan, part, progress))
+        session["batch_size"] = sample_images(plan, plan.sampler(), todo, number, _of_part(plan, part, progress))
     session["ended"] = now()
     store.write_part(part.folder, {**facts, "status": Status.DONE})
 

@@ -25,7 +25,8 @@ from vfmbench.errors import Status, UserError, unknown_name
 from vfmbench.files import exclusive, replace_file
 from vfmbench.options import Options, validate
 from vfmbench.registry import load_plugin, suites
-from vfmbench.running.runner import plan, run
+from vfmbench.running.plan import plan
+from vfmbench.running.runner import run
 
 
 class MethodGrid(Options):

@@ -1,0 +1,201 @@
+"""A run that is ready to start: every name, option and file of its configuration checked."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, is_preset_file
+from vfmbench.errors import MissingError, UserError, unknown_name
+from vfmbench.interfaces import Dataset, Sampler, Suite, Task
+from vfmbench.measurement import Measurement
+from vfmbench.metrics.compute import metrics_of_images
+from vfmbench.models.execution import Execution, with_execution
+from vfmbench.options import Options, dump, validate
+from vfmbench.registry import metrics as metric_registry
+from vfmbench.registry import samplers, suites
+from vfmbench.results.run_directory import RunStore
+from vfmbench.running.evaluating import measured
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one. Raises UserError for `cuda` without a CUDA device.
+
+    On CUDA, float32 means float32: torch's convolutions would use TF32, whose products have ten bits.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto.")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method can run on a task. `note` is the reason if not, else a caution to show beside the result, or empty."""
+
+    supported: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose every name, option and file has been checked; nothing has been computed or written yet."""
+
+    identity: RunIdentity
+    store: RunStore
+    suite: Suite
+    task: Task
+    dataset: Dataset
+    sampler_class: type[Sampler]
+    options: Options
+    metric_names: list[str]
+    device: torch.device
+    batch_size: int
+    fresh: bool
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the method says of this task, asked once."""
+        return Verdict(*self.sampler_class.supports(self.task, self.suite))
+
+    def sampler(self) -> Sampler:
+        """The method, with its networks loaded."""
+        return self.sampler_class(self.suite, self.options, self.device)
+
+    def measure(self, positions: list[int]) -> tuple[Tensor, Measurement]:
+        """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
+        return measured(self.task, self.dataset, self.identity, positions, self.device)
+
+
+def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
+    """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence.
+
+    Args:
+        suite: the configuration's, where many runs of one suite are planned and it should be read only once.
+    """
+    for section in config.options:
+        if section not in RUN_SECTIONS:
+            raise unknown_name("section", section, RUN_SECTIONS)
+    sampler_class = samplers.get(config.method)
+    lacking = [name for name in ("Options", "weights", "supports", "sample") if not hasattr(sampler_class, name)]
+    if lacking:
+        raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.")
+    if suite is None:
+        suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
+    task = suite.task(config.task, config.options.get("task", {}))
+    own = suite.methods.get(config.method, {})
+    chosen = {**own, **_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
+    options = validate(sampler_class.Options, chosen, "method.")
+    if "label" in config.options.get("method", {}) and not suite.num_classes:
+        raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.")
+    metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
+    if config.metrics is not None:
+        metric_names = list(config.metrics)
+    for name in metric_names:
+        metric_registry.get(name)
+    device = choose_device(config.device)
+    execution = Execution(config.precision, config.compile)
+    execution.check(device)
+    suite = with_execution(suite, execution)
+    weights = _weight_hashes(suite, config.split, sampler_class)
+    dataset = suite.dataset(config.split)
+    num_images = config.num_images or min(suite.num_images, len(dataset))
+    if num_images > len(dataset):
+        raise UserError(f"--num-images: the {config.split} split of {suite.name} has {len(dataset)} images, not {num_images}.")
+    num_samples = config.samples or suite.num_samples
+    identity = RunIdentity(
+        suite=suite.name,
+        suite_options=dict(suite.data_options),
+        dataset_sha256=dataset.sha256,
+        split=config.split,
+        task=task.name,
+        problem=task.problem,
+        task_options=dump(task.options),
+        method=config.method,
+        method_options=dump(options),
+        plugin_sha256=_plugin_hashes(sampler_class, type(task)),
+        weights_sha256=weights,
+        num_images=num_images,
+        samples=num_samples,
+        seed=config.seed,
+        precision=config.precision,
+    )
+    return Plan(
+        identity=identity,
+        store=RunStore.at(config.out, identity),
+        suite=suite,
+        task=task,
+        dataset=dataset,
+        sampler_class=sampler_class,
+        options=options,
+        metric_names=metric_names,
+        device=device,
+        batch_size=config.batch_size or suite.batch_size,
+        fresh=config.fresh,
+    )
+
+
+def _weight_hashes(suite: Suite, split: str, sampler_class: type[Sampler]) -> dict[str, str]:
+    """SHA-256 of the weights that the method needs, by name; the codec's too, where it has any.
+
+    Raises MissingError that names all that is not there at once: data and weights.
+    """
+    hashes: dict[str, str] = {}
+    missing: list[str] = []
+
+    def look(name: str, read: Callable[[], str | None]) -> None:
+        try:
+            found = read()
+        except MissingError as error:
+            missing.append(str(error))
+        else:
+            hashes.update({} if found is None else {name: found})
+
+    for name in sampler_class.weights:
+        look(name, suite.codec_sha256 if name == "codec" else partial(suite.weights.sha256, name))
+    if sampler_class.weights:
+        look("codec", suite.codec_sha256)
+    try:
+        suite.dataset(split)
+    except MissingError as error:
+        missing.append(str(error))
+    if len(missing) > 1:
+        raise MissingError("\n".join([f"{len(missing)} things are missing.", *(f"  - {problem}" for problem in missing)]))
+    if missing:
+        raise MissingError(missing[0])
+    return hashes
+
+
+def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: Suite) -> Mapping[str, Any]:
+    """The method's options under the preset; none where the method has no presets.
+
+    Raises UserError for a preset or file that does not exist, whether the method has presets or not.
+    """
+    from_file = is_preset_file(config.preset)
+    if from_file and not Path(config.preset).is_file():
+        raise UserError(f"--preset: there is no file {config.preset}.")
+    if not from_file and config.preset not in PRESETS:
+        raise unknown_name("preset", config.preset, [*PRESETS, "FILE.yaml"])
+    preset = getattr(sampler_class, "preset", None)
+    return {} if preset is None else preset(config.preset, config.method, task, suite)
+
+
+def _plugin_hashes(*classes: type) -> dict[str, str]:
+    """SHA-256 of the source files of classes from outside this package: their code has no version that we know."""
+    hashes = {}
+    for cls in classes:
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        if file and not cls.__module__.startswith("vfmbench."):
+            hashes[cls.__qualname__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return hashes
