@@ -1,7 +1,7 @@
 """photos64: 64x64 patches of photographs at a random place and scale.
 
-Test and validation patches come from the colour photographs that ship inside scikit-image and scikit-learn; training patches
-from any folder of photographs of the user's.
+Test and validation patches come from the colour photographs that ship inside scikit-image and scikit-learn, or, once a folder
+of photographs is named, from those of its photographs that are held out; training patches come from the others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from vfmbench.errors import MissingError, UserError
@@ -53,20 +54,35 @@ _EMBEDDED = {
 
 
 class PatchOptions(PathOptions):
-    """`--suite photos64`. `path` is for training only; `seed` chooses the patches of every split."""
+    """`--suite photos64`. `seed` chooses the patches of every split, and which photographs of a folder are held out."""
+
+    held_out: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        exclude=True,
+        description="share of the folder's photographs that are never trained on: three quarters of them for test, the others "
+        "for validation; 0: train on all and evaluate on the embedded photographs",
+    )
 
 
 def photos64(options: PatchOptions, split: str) -> ArrayDataset | PatchDataset:
-    """Test: 1024 patches of seven sources in turn; validation: 256 of three others; train: the folder `data.path`.
+    """Test: 1024 patches of several photographs in turn; validation: 256 of others; train: 256 of each of the rest.
+
+    Without `data.path`, or with `data.held_out` 0, test is from seven embedded sources and validation from three others.
 
     Raises:
         MissingError: training without `data.path`, or an embedded photograph that is not where its package has it.
-        UserError: no folder, no usable photographs in it, or more unusable ones than `data.max_errors`.
+        UserError: no folder, too few usable photographs in it, or more unusable ones than `data.max_errors`.
     """
     if split == "train":
         return PatchDataset(options)
+    if options.path is None or options.held_out == 0:
+        sources = [[_embedded(name) for name in group] for group in _EMBEDDED[split]]
+    else:
+        root, splits = _folder_splits(options)
+        sources = [[(name, _read(root / name))] for name in splits[split][: NUM_PATCHES[split]]]
     images, names = [], []
-    sources = [[_embedded(name) for name in group] for group in _EMBEDDED[split]]
     for number in range(NUM_PATCHES[split]):
         group = sources[number % len(sources)]
         name, photograph = group[number // len(sources) % len(group)]
@@ -76,39 +92,28 @@ def photos64(options: PatchOptions, split: str) -> ArrayDataset | PatchDataset:
 
 
 class PatchDataset:
-    """Training patches: 256 seeded crops of every photograph in a folder, cut when they are asked for, half of them mirrored.
+    """Training patches: 256 seeded crops of every photograph that is trained on, cut when they are asked for, half of them
+    mirrored.
 
     Files that are not images or smaller than a patch are left out.
 
     Attributes:
-        num_photographs: number of usable photographs.
+        num_photographs: number of photographs that are trained on.
     """
 
     def __init__(self, options: PatchOptions):
-        root = options.folder("training on photos64 needs photographs: --set data.path=DIR names a folder of them.")
-        usable, errors = [], []
-        for name in ordered_images(root, options.seed):
-            reason = _unusable(root / name)
-            if reason:
-                errors.append(f"{name}: {reason}")
-            else:
-                usable.append(name)
-        if not usable:
-            raise UserError(f"data.path: none of the {len(errors)} images in {root} can be used; the first is {errors[0]}.")
-        if len(errors) > options.max_errors:
-            raise UserError(
-                f"data.path: {len(errors)} images in {root} cannot be used, more than data.max_errors={options.max_errors} "
-                f"allows; the first is {errors[0]}."
-            )
-        self._root, self._names, self._seed = root, usable, options.seed
-        self.num_photographs = len(usable)
+        self._root, splits = _folder_splits(options)
+        self._names, self._seed = splits["train"], options.seed
+        if not self._names:
+            raise UserError(f"data.held_out: {options.held_out:g} leaves no photograph of {self._root} to train on.")
+        self.num_photographs = len(self._names)
         self.files: Sequence[str] = ()
         self.errors: dict[int, str] = {}
         digest = hashlib.sha256(f"photos64 {options.seed} {PATCHES_PER_PHOTOGRAPH} {LARGEST_FACTOR} {_FLAT}\n".encode())
-        for name in usable:
-            digest.update(f"{(root / name).stat().st_size} ".encode() + name_bytes(name) + b"\n")
+        for name in self._names:
+            digest.update(f"{(self._root / name).stat().st_size} ".encode() + name_bytes(name) + b"\n")
         self.sha256 = digest.hexdigest()
-        self._photograph = lru_cache(_KEPT_PHOTOGRAPHS)(self._read)
+        self._photograph = lru_cache(_KEPT_PHOTOGRAPHS)(lambda number: _read(self._root / self._names[number]))
 
     def __len__(self) -> int:
         return self.num_photographs * PATCHES_PER_PHOTOGRAPH
@@ -129,14 +134,42 @@ class PatchDataset:
             patches.append(_crop(self._photograph(number), key, flip=True))
         return torch.stack(patches), torch.zeros(len(patches), dtype=torch.int64)
 
-    def _read(self, number: int) -> Image.Image:
-        path = self._root / self._names[number]
-        try:
-            with Image.open(path) as opened:
-                image = to_rgb_image(opened)
-        except Exception as error:  # Pillow's readers raise anything from OSError to IndexError on a damaged file
-            raise UserError(f"data.path: cannot decode {path}: {error}.") from error
-        return image.reduce(max(1, min(image.size) // _LARGEST_SIDE))
+
+def _folder_splits(options: PatchOptions) -> tuple[Path, dict[str, list[str]]]:
+    """The folder, and its usable photographs by split: in the seeded order test, validation, train."""
+    root = options.folder("training on photos64 needs photographs: --set data.path=DIR names a folder of them.")
+    usable, errors = [], []
+    for name in ordered_images(root, options.seed):
+        reason = _unusable(root / name)
+        if reason:
+            errors.append(f"{name}: {reason}")
+        else:
+            usable.append(name)
+    if not usable:
+        raise UserError(f"data.path: none of the {len(errors)} images in {root} can be used; the first is {errors[0]}.")
+    if len(errors) > options.max_errors:
+        raise UserError(
+            f"data.path: {len(errors)} images in {root} cannot be used, more than data.max_errors={options.max_errors} "
+            f"allows; the first is {errors[0]}."
+        )
+    held_out = round(options.held_out * len(usable))
+    if options.held_out and held_out < 2:
+        raise UserError(
+            f"data.held_out: {options.held_out:g} of the {len(usable)} photographs in {root} are too few, one is needed for "
+            "test and one for validation; with 0, all are trained on and the embedded photographs evaluated on."
+        )
+    test = held_out - -(-held_out // 4)
+    return root, {"test": usable[:test], "validation": usable[test:held_out], "train": usable[held_out:]}
+
+
+def _read(path: Path) -> Image.Image:
+    """A photograph of the folder, large ones reduced."""
+    try:
+        with Image.open(path) as opened:
+            image = to_rgb_image(opened)
+    except Exception as error:  # Pillow's readers raise anything from OSError to IndexError on a damaged file
+        raise UserError(f"data.path: cannot decode {path}: {error}.") from error
+    return image.reduce(max(1, min(image.size) // _LARGEST_SIDE))
 
 
 def _unusable(path: Path) -> str | None:

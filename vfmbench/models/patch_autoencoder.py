@@ -17,6 +17,8 @@ from vfmbench.models.codecs import AutoencoderCodec
 from vfmbench.models.execution import Execution
 from vfmbench.models.metering import Meter
 
+_PIECE = 256
+
 
 class _Block(nn.Module):
     """x + conv(silu(conv(silu(x)))), the second convolution starting at zero."""
@@ -46,6 +48,23 @@ def _residual(in_channels: int, out_channels: int, channels: int, blocks: int) -
     )
 
 
+class _Standardisation(nn.Module):
+    """Latents [B,c,h,w] to mean 0 and deviation 1 in every channel, by constants that `standardise` measures, and back."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (latents - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def inverse(self, latents: Tensor) -> Tensor:
+        return self.mean[:, None, None] + self.std[:, None, None] * latents
+
+
 class PatchEncoder(nn.Module):
     """Images [B,C,H,W] in [-1,1] -> latents [B,c,H/p,W/p] of about unit mean variance, in the order of their variance.
 
@@ -53,9 +72,19 @@ class PatchEncoder(nn.Module):
         image_channels, latent_channels: C and c, c at most C p^2.
         patch_size: p, side of a block in pixels.
         channels, blocks: width and depth of the convolutional part.
+        standardised: whether every channel of the latents has mean 0 and variance 1 instead (`standardise`), as the noise has
+            that a flow takes to them.
     """
 
-    def __init__(self, image_channels: int, latent_channels: int, patch_size: int, channels: int, blocks: int):
+    def __init__(
+        self,
+        image_channels: int,
+        latent_channels: int,
+        patch_size: int,
+        channels: int,
+        blocks: int,
+        standardised: bool = False,
+    ):
         super().__init__()
         self.patch_size = patch_size
         entries = image_channels * patch_size**2
@@ -64,12 +93,14 @@ class PatchEncoder(nn.Module):
         self.register_buffer("mean", torch.zeros(entries))
         self.register_buffer("analysis", torch.zeros(latent_channels, entries))
         self.residual = _residual(entries, latent_channels, channels, blocks)
+        self.standardisation = _Standardisation(latent_channels) if standardised else None
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images) + self.residual(self._blocks(images))
+        latents = self.linear(images) + self.residual(self._blocks(images))
+        return latents if self.standardisation is None else self.standardisation(latents)
 
     def linear(self, images: Tensor) -> Tensor:
-        """Block PCA alone."""
+        """Block PCA alone, never standardised."""
         return F.conv2d(self._blocks(images), self.analysis[:, :, None, None])
 
     def _blocks(self, images: Tensor) -> Tensor:
@@ -79,7 +110,15 @@ class PatchEncoder(nn.Module):
 class PatchDecoder(nn.Module):
     """Latents [B,c,h,w] -> images [B,C,p h,p w] in about [-1,1], not clamped; arguments as of `PatchEncoder`."""
 
-    def __init__(self, image_channels: int, latent_channels: int, patch_size: int, channels: int, blocks: int):
+    def __init__(
+        self,
+        image_channels: int,
+        latent_channels: int,
+        patch_size: int,
+        channels: int,
+        blocks: int,
+        standardised: bool = False,
+    ):
         super().__init__()
         self.patch_size = patch_size
         entries = image_channels * patch_size**2
@@ -88,12 +127,15 @@ class PatchDecoder(nn.Module):
         self.register_buffer("mean", torch.zeros(entries))
         self.register_buffer("synthesis", torch.zeros(entries, latent_channels))
         self.residual = _residual(latent_channels, entries, channels, blocks)
+        self.standardisation = _Standardisation(latent_channels) if standardised else None
 
     def forward(self, latents: Tensor) -> Tensor:
+        if self.standardisation is not None:
+            latents = self.standardisation.inverse(latents)
         return self.linear(latents) + F.pixel_shuffle(self.residual(latents), self.patch_size)
 
     def linear(self, latents: Tensor) -> Tensor:
-        """Block PCA alone."""
+        """Block PCA alone, of latents that are not standardised."""
         return F.pixel_shuffle(F.conv2d(latents, self.synthesis[:, :, None, None], self.mean), self.patch_size)
 
 
@@ -101,7 +143,8 @@ def patch_autoencoder(architecture: Mapping[str, Any]) -> tuple[PatchEncoder, Pa
     """Both ends, their linear parts zero until `fit_linear` or a state dict sets them.
 
     Args:
-        architecture: image_channels, latent_channels, patch_size, and for each end `encoder` and `decoder` channels and blocks.
+        architecture: image_channels, latent_channels, patch_size, perhaps `standardised`, and for each end `encoder` and
+            `decoder` channels and blocks.
 
     Raises TypeError or KeyError for arguments missing or unknown.
     """
@@ -128,6 +171,22 @@ def fit_linear(encoder: PatchEncoder, decoder: PatchDecoder, images: Tensor, exp
     decoder.mean.copy_(mean)
     encoder.analysis.copy_((components * (target / std)).T)
     decoder.synthesis.copy_(components * (std / target))
+
+
+@torch.no_grad()
+def standardise(encoder: PatchEncoder, decoder: PatchDecoder, images: Tensor) -> None:
+    """Sets the constants of both ends so that the latents of images [N,C,H,W] have mean 0 and deviation 1 in every channel.
+
+    They are rounded to half precision, in which weights are stored. Raises ValueError for ends that do not standardise.
+    """
+    ends = (encoder.standardisation, decoder.standardisation)
+    if ends[0] is None or ends[1] is None:
+        raise ValueError("the autoencoder's architecture has not standardised=True")
+    latents = torch.cat([ends[0].inverse(encoder(piece)) for piece in images.split(_PIECE)])
+    std, mean = torch.std_mean(latents.double(), (0, 2, 3))
+    for end in ends:
+        end.mean.copy_(mean.half())
+        end.std.copy_(std.half())
 
 
 def patch_codec(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
-from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, fit_linear, patch_autoencoder
+from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, fit_linear, patch_autoencoder, standardise
 from vfmbench.training.batches import whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
 
@@ -22,7 +22,9 @@ class CodecStage(Stage):
 
     class Options(TrainingOptions):
         latent_noise: float = Field(0.05, ge=0, description="standard deviation, of latents with unit mean variance")
-        linear_images: int = Field(4096, ge=1, description="training images that the principal components are computed from")
+        linear_images: int = Field(
+            4096, ge=1, description="training images that the principal components and the latents' mean and deviation are of"
+        )
 
     options: Options
 
@@ -30,9 +32,13 @@ class CodecStage(Stage):
         super().__init__(*args)
         self._architecture = self._resolve(self.suite, self.options)
         encoder, decoder = patch_autoencoder(self._architecture)
-        positions = torch.linspace(0, len(self.suite.dataset("train")) - 1, self.options.linear_images).long()
-        fit_linear(encoder, decoder, self._batches.load(positions)[0].cpu())
+        fit_linear(encoder, decoder, self._even_images())
         self.networks = {"encoder": encoder.to(self.device), "decoder": decoder.to(self.device)}
+
+    def _even_images(self) -> Tensor:
+        """Images at even distances in the training split, on the CPU."""
+        positions = torch.linspace(0, len(self.suite.dataset("train")) - 1, self.options.linear_images).long()
+        return self._batches.load(positions)[0].cpu()
 
     @staticmethod
     def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
@@ -56,6 +62,14 @@ class CodecStage(Stage):
         decoded = self.networks["decoder"](latents + self.options.latent_noise * noise)
         error = (decoded - images).square().mean()
         return error, {"squared_error": error.detach()}
+
+    def finish(self, ema: Mapping[str, nn.Module]) -> None:
+        """Measures the constants of an architecture that is `standardised`; meanwhile its latents are as the ends make them."""
+        encoder, decoder = ema["encoder"], ema["decoder"]
+        assert isinstance(encoder, PatchEncoder)
+        assert isinstance(decoder, PatchDecoder)
+        if encoder.standardisation is not None:
+            standardise(encoder, decoder, self._even_images().to(self.device))
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:

@@ -49,6 +49,12 @@ class FlowStage(LatentStage):
 
     class Options(ImageOptions, MeanFlowOptions):
         flow_matching_share: float = Field(0.5, ge=0, le=1, description="share of the batch at r = t")
+        adaptive_power: float = Field(
+            1.0,
+            ge=0,
+            description="p of the adaptive scaling of every sample's loss; without it (0) the minimum of flow matching is the "
+            "mean of v given x_t, with it the mean leans towards samples that are easy",
+        )
 
     options: Options
 
@@ -87,7 +93,7 @@ class FlowStage(LatentStage):
             mean_flow = mean_flow_loss(network, x[here:], z[here:], t_later, r, label[here:], null, omega, options.tangent)
             losses.append(mean_flow)
             terms["mean_flow"] = mean_flow.detach().sum() * share.parts / (rows - first)
-        return adaptive_scale(torch.cat(losses)).mean(), terms
+        return adaptive_scale(torch.cat(losses), options.adaptive_power).mean(), terms
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:

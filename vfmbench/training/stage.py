@@ -105,6 +105,9 @@ class Stage:
         """Drops what was read ahead."""
         self._batches.forget()
 
+    def finish(self, ema: Mapping[str, nn.Module]) -> None:
+        """What is set once in the averaged networks after the last step."""
+
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """Numbers of the EMA networks on `split`: drawn as validation curves, and on the test split written to the manifest.
 

@@ -111,6 +111,7 @@ def _train_stage(
             console.log(f"{name}: already trained")
             return
     networks = trainer.run()
+    instance.finish(networks)
     for network in networks.values():
         # Test numbers belong to the weights as they are stored, in half precision.
         network.load_state_dict({key: value.half().float() for key, value in network.state_dict().items()})
