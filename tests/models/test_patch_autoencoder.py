@@ -6,7 +6,7 @@ import torch
 
 from vfmbench.models.execution import Execution
 from vfmbench.models.metering import Meter
-from vfmbench.models.patch_autoencoder import fit_linear, patch_autoencoder, patch_codec
+from vfmbench.models.patch_autoencoder import fit_linear, patch_autoencoder, patch_codec, standardise
 
 CPU = torch.device("cpu")
 ENDS = {"encoder": {"channels": 8, "blocks": 1}, "decoder": {"channels": 8, "blocks": 1}}
@@ -53,6 +53,31 @@ def test_latents_have_unit_mean_variance_in_the_given_proportions(images, expone
 def test_all_components_lose_nothing(images):
     encoder, decoder = fitted(images, 12)
     assert torch.allclose(decoder(encoder(images)), images, atol=1e-4)
+
+
+def test_standardised_latents_have_mean_0_and_variance_1_and_decode_to_the_same_images(images):
+    plain = fitted(images, 5)
+    for network in plain:
+        torch.nn.init.normal_(network.residual[-1].weight, std=0.1)
+    architecture = {"image_channels": 3, "latent_channels": 5, "patch_size": 2, **ENDS, "standardised": True}
+    ends = patch_autoencoder(architecture)
+    for old, new in zip(plain, ends, strict=True):
+        missing, unexpected = new.load_state_dict(old.state_dict(), strict=False)
+        assert (sorted(missing), unexpected) == (["standardisation.mean", "standardisation.std"], [])
+    assert torch.equal(ends[0](images), plain[0](images))
+    for _ in range(2):  # the constants are those of the latents before, so that measuring again changes nothing
+        standardise(*ends, images)
+        latents = ends[0](images).double()
+        torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(5).double(), atol=2e-3, rtol=0)
+        torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(5).double(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(ends[1](ends[0](images)), plain[1](plain[0](images)), atol=1e-5, rtol=0)
+    # Half precision, in which weights are stored, keeps them.
+    assert torch.equal(ends[0].standardisation.std.half().float(), ends[1].standardisation.std)
+
+
+def test_only_an_autoencoder_that_standardises_can_be_standardised(images):
+    with pytest.raises(ValueError, match="standardised"):
+        standardise(*fitted(images, 5), images)
 
 
 def test_codec_counts_and_differentiates(images):

@@ -14,11 +14,14 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.errors import MissingError, UserError
 from vfmbench.methods.objective import VFMStage
+from vfmbench.models.images import to_float
+from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
 from vfmbench.training.codec import CodecStage
 
+CPU = torch.device("cpu")
 STAGES = ["codec", "features", "flow_matching", "flow", "frozen_adapter", "vfm"]
 SMALL = {
     "codec": ["linear_images=64", "validate_images=8"],
@@ -42,7 +45,8 @@ def photographs(tmp_path_factory):
 def arguments(stage, photographs, out, steps=2):
     changes = [f"{name}.{change}" for name, values in SMALL.items() for change in [*values, f"steps={steps}", "batch_size=4"]]
     overrides = [part for change in changes if stage in ("all", change.partition(".")[0]) for part in ("--set", change)]
-    return ["train", stage, "--suite", "photos64", "--set", f"data.path={photographs}", *overrides, "--out", str(out)]
+    data = ["--set", f"data.path={photographs}", "--set", "data.held_out=0.67"]
+    return ["train", stage, "--suite", "photos64", *data, *overrides, "--out", str(out)]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,15 @@ def test_all_stages_are_trained_in_turn_and_start_from_one_another(trained):
     assert inputs["flow"] == {"codec weights", "flow_matching weights"}
     assert inputs["vfm"] == inputs["frozen_adapter"] == {"codec weights", "flow weights"}
     assert manifest["flow"]["inputs"]["flow_matching weights"] == manifest["flow_matching"]["sha256"]
+
+
+def test_the_codec_standardises_what_it_was_trained_on(trained, photographs):
+    options = {"data": {"path": str(photographs), "held_out": 0.67}, "weights": {"path": str(trained)}}
+    suite = suites.get("photos64")(options)
+    images = to_float(suite.dataset("train").load(range(0, 256, 4))[0])
+    latents = suite.codec(CPU, Meter(CPU)).encode(images)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=0.02, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=0.02, rtol=0)
 
 
 def test_samplers_run_on_what_was_trained(trained, tmp_path):
