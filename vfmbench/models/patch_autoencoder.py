@@ -179,14 +179,14 @@ def standardise(encoder: PatchEncoder, decoder: PatchDecoder, images: Tensor) ->
 
     They are rounded to half precision, in which weights are stored. Raises ValueError for ends that do not standardise.
     """
-    ends = (encoder.standardisation, decoder.standardisation)
-    if ends[0] is None or ends[1] is None:
+    encoding, decoding = encoder.standardisation, decoder.standardisation
+    if encoding is None or decoding is None:
         raise ValueError("the autoencoder's architecture has not standardised=True")
-    latents = torch.cat([ends[0].inverse(encoder(piece)) for piece in images.split(_PIECE)])
+    latents = torch.cat([encoding.inverse(encoder(piece)) for piece in images.split(_PIECE)])
     std, mean = torch.std_mean(latents.double(), (0, 2, 3))
-    for end in ends:
-        end.mean.copy_(mean.half())
-        end.std.copy_(std.half())
+    for constants in (encoding, decoding):
+        constants.mean.copy_(mean.half())
+        constants.std.copy_(std.half())
 
 
 def patch_codec(
