@@ -1,7 +1,7 @@
 """The noise adapter q(z|y,c): a convolutional residual network with FiLM conditioning on the inverse problem's id c.
 
 Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
-biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.weights.conversion`). The paper's
+biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.methods.published`). The paper's
 adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed,
 and starts from the restored image's latent.
 """

@@ -67,6 +67,7 @@ tasks = Registry("task", "vfmbench.tasks")
 suites = Registry("suite", "vfmbench.suites")
 metrics = Registry("metric", "vfmbench.metrics")
 stages = Registry("training stage", "vfmbench.stages")
+converters = Registry("converter", "vfmbench.converters")
 
 
 def load_plugin(path: str) -> None:

@@ -17,9 +17,9 @@ from vfmbench import registry
 from vfmbench.commands import weights as command
 from vfmbench.errors import UserError
 from vfmbench.reporting.weights_table import document, page, state_text
+from vfmbench.weights.download import OFFLINE_VARIABLES
 from vfmbench.weights.external_files import FILES, ExternalPaths, HashState, Place
-from vfmbench.weights.fetching import OFFLINE_VARIABLES
-from vfmbench.weights.inventory import checkpoint_statuses, damage, file_statuses, shipped_folders, user_folders
+from vfmbench.weights.inventory import convertible_statuses, damage, file_statuses, shipped_folders, user_folders
 from vfmbench.weights.store import WeightStore
 
 
@@ -69,11 +69,11 @@ def test_states(tmp_path, monkeypatch):
     assert [state_text(status) for status in unhashed] == ["there", "missing"]
 
 
-def test_checkpoints_are_told_by_what_they_became(tmp_path):
-    assert [status.present for status in checkpoint_statuses()] == ["", "", ""]
+def test_convertible_files_are_told_by_what_they_became(tmp_path):
+    assert [status.present for status in convertible_statuses()] == ["", "", ""]
     store(tmp_path, "flow", {})
     store(tmp_path, "vfm", {"source": {"file": "vfm-b2.pt"}})
-    statuses = checkpoint_statuses()
+    statuses = convertible_statuses()
     assert [status.present for status in statuses] == ["trained", "trained", "converted from vfm-b2.pt"]
     assert statuses[0].folder == tmp_path / "weights" / "imagenet256"
 
@@ -105,7 +105,7 @@ def test_damage_of_every_kind(tmp_path):
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_page_fits_and_what_is_to_be_copied_is_whole(capsys, width):
     console = Console(width=width)
-    console.print(page(file_statuses(ExternalPaths()), checkpoint_statuses()), crop=False)
+    console.print(page(file_statuses(ExternalPaths()), convertible_statuses()), crop=False)
     lines = capsys.readouterr().out.splitlines()
     assert f"Fetch what is missing: vfmbench weights fetch {' '.join(FILES)}" in lines
     assert any(line.endswith("SiT-XL-2-256.pt?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0") for line in lines)
@@ -119,7 +119,7 @@ def test_status_as_json(capsys, tmp_path):
     path = cached("dino")
     assert command.main(options("status", json=True)) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content == document(file_statuses(ExternalPaths()), checkpoint_statuses())
+    assert content == document(file_statuses(ExternalPaths()), convertible_statuses())
     entries = {entry["name"]: entry for entry in content["files"]}
     assert entries["dino"]["path"] == str(path)
     assert entries["dino"]["found_by"] == "cache"
@@ -151,7 +151,7 @@ def test_verify(capsys, tmp_path):
 
 def test_fetch_chooses_what_is_missing(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr(command, "fetch", lambda file, progress: asked.append(file.name) or file.target)
+    monkeypatch.setattr(command, "fetch", lambda file: asked.append(file.name) or file.target)
     cached("dino")
     cached("sd_vae", b"damaged")
     assert command.main(options("fetch", "all")) == 0
@@ -178,8 +178,10 @@ def test_one_that_cannot_be_fetched_does_not_stop_the_others(capsys, monkeypatch
 
 
 def test_what_is_there_can_be_listed_without_torch():
-    code = "import sys; from vfmbench.models import external_files, fetching, inventory; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = (
+        "import sys; from vfmbench.commands import weights as w; print(len(w.convertible_statuses()), 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "3 False\n"
 
 
 def test_hash_states_are_words():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from vfmbench.errors import EXIT_FAILED, MissingError, UserError, unknown_name
@@ -14,10 +12,10 @@ from vfmbench.options import parse_overrides, validate
 from vfmbench.registry import suites
 from vfmbench.reporting import console
 from vfmbench.reporting.weights_table import document, page, verdict
-from vfmbench.weights.external_files import FILES, ExternalFile, ExternalPaths, user_weights_folder
-from vfmbench.weights.fetching import fetch
+from vfmbench.weights.download import fetch
+from vfmbench.weights.external_files import FILES, ExternalPaths, user_weights_folder
 from vfmbench.weights.inventory import (
-    checkpoint_statuses,
+    convertible_statuses,
     damage,
     file_status,
     file_statuses,
@@ -32,11 +30,11 @@ def main(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     """`weights status [--set weights.NAME=PATH] [--json]`."""
-    statuses, checkpoints = file_statuses(_paths(options)), checkpoint_statuses()
+    statuses, convertibles = file_statuses(_paths(options)), convertible_statuses()
     if options.json:
-        print(json.dumps(document(statuses, checkpoints)))
+        print(json.dumps(document(statuses, convertibles)))
         return 0
-    console.OUT.print(page(statuses, checkpoints), crop=False)
+    console.OUT.print(page(statuses, convertibles), crop=False)
     return 0
 
 
@@ -51,7 +49,7 @@ def _fetch(options: argparse.Namespace) -> int:
             console.ERR.print(f"{name} is there: {found.located.path}", soft_wrap=True)
             continue
         try:
-            path = _fetch_one(FILES[name])
+            path = fetch(FILES[name])
         except MissingError as error:
             print(f"vfmbench: {error}", file=sys.stderr)
             code = error.exit_code
@@ -83,28 +81,14 @@ def _verify(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     """`weights convert FILE [DIR] [--suite S] [--set convert.KEY=VALUE]`."""
     # Reads networks, which the other actions do without.
-    from vfmbench.weights.conversion import ConversionOptions, convert
+    from vfmbench.weights.conversion import convert
 
     suite = suites.get(options.suite)({})
     values = parse_overrides(options.overrides, ["convert"]).get("convert", {})
     folder = user_weights_folder(suite.name) if options.out is None else Path(options.out)
-    conversion = convert(Path(options.file), folder, suite, validate(ConversionOptions, values, "convert."))
-    for line in conversion.report():
+    for line in convert(Path(options.file), folder, suite, values).report():
         console.OUT.print(line, soft_wrap=True, markup=False)
     return 0
-
-
-def _fetch_one(file: ExternalFile) -> Path:
-    """With a bar from the moment that the server answers."""
-    with ExitStack() as stack:
-        update: Callable[[int, int], None] | None = None
-
-        def megabytes(done: int, total: int) -> None:
-            nonlocal update
-            update = update or stack.enter_context(console.progress(file.name, "MB"))
-            update(done // 10**6, total // 10**6)
-
-        return fetch(file, megabytes)
 
 
 def _paths(options: argparse.Namespace) -> ExternalPaths:

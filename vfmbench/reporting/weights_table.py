@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from vfmbench.weights.external_files import HashState, torch_hub_folder
-from vfmbench.weights.inventory import CheckpointStatus, FileStatus
+from vfmbench.weights.inventory import ConvertibleStatus, FileStatus
 
 
-def page(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointStatus]) -> Group:
+def page(statuses: Sequence[FileStatus], convertibles: Sequence[ConvertibleStatus]) -> Group:
     """The whole page; print it with crop=False."""
-    return Group(*_parts(statuses, checkpoints))
+    return Group(*_parts(statuses, convertibles))
 
 
 def state_text(status: FileStatus) -> str:
@@ -42,7 +42,7 @@ def verdict(status: FileStatus) -> str:
     return line
 
 
-def document(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointStatus]) -> dict[str, Any]:
+def document(statuses: Sequence[FileStatus], convertibles: Sequence[ConvertibleStatus]) -> dict[str, Any]:
     """The same as a JSON document."""
     return {
         "files": [
@@ -69,21 +69,21 @@ def document(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointSta
         ],
         "checkpoints": [
             {
-                "purpose": status.checkpoint.purpose,
-                "licence": status.checkpoint.licence,
-                "megabytes": status.checkpoint.megabytes,
-                "source": status.checkpoint.source,
-                "suite": status.checkpoint.suite,
-                "weights": status.checkpoint.weights,
+                "purpose": status.convertible.purpose,
+                "licence": status.convertible.licence,
+                "megabytes": status.convertible.megabytes,
+                "source": status.convertible.source,
+                "suite": status.convertible.suite,
+                "weights": status.convertible.weights,
                 "folder": str(status.folder),
                 "present": status.present or None,
             }
-            for status in checkpoints
+            for status in convertibles
         ],
     }
 
 
-def _parts(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointStatus]) -> Iterator[RenderableType]:
+def _parts(statuses: Sequence[FileStatus], convertibles: Sequence[ConvertibleStatus]) -> Iterator[RenderableType]:
     yield _files(statuses)
     yield Text(
         "Each is looked for in the option weights.NAME=PATH (with --set), in the environment variable VFMBENCH_WEIGHTS_NAME "
@@ -94,10 +94,10 @@ def _parts(statuses: Sequence[FileStatus], checkpoints: Sequence[CheckpointStatu
     missing = [status.file.name for status in statuses if status.broken or not status.located]
     if missing:
         yield _line(f"Fetch what is missing: vfmbench weights fetch {' '.join(missing)}")
-    yield _checkpoints(checkpoints)
-    for status in checkpoints:
-        yield _line(f"  {status.checkpoint.suite}/{status.checkpoint.weights}: {status.checkpoint.source}")
-    folders = dict.fromkeys(str(status.folder) for status in checkpoints)
+    yield _convertibles(convertibles)
+    for status in convertibles:
+        yield _line(f"  {status.convertible.suite}/{status.convertible.weights}: {status.convertible.source}")
+    folders = dict.fromkeys(str(status.folder) for status in convertibles)
     yield Text(
         "These have no fixed place: get the file, then `vfmbench weights convert FILE` writes it into "
         f"{', '.join(folders)} in our own format."
@@ -115,17 +115,17 @@ def _files(statuses: Sequence[FileStatus]) -> Table:
     return table
 
 
-def _checkpoints(statuses: Sequence[CheckpointStatus]) -> Table:
+def _convertibles(statuses: Sequence[ConvertibleStatus]) -> Table:
     table = Table(title="Checkpoints to be converted", title_justify="left")
     for heading in ("becomes", "MB", "licence"):
         table.add_column(heading, justify="right" if heading == "MB" else "left", no_wrap=True)
     table.add_column("state")
     table.add_column("what it is")
     for status in statuses:
-        checkpoint = status.checkpoint
-        name = f"{checkpoint.suite}/{checkpoint.weights}"
-        size = "?" if checkpoint.megabytes is None else str(checkpoint.megabytes)
-        table.add_row(name, size, checkpoint.licence, status.present or "missing", checkpoint.purpose)
+        file = status.convertible
+        name = f"{file.suite}/{file.weights}"
+        size = "?" if file.megabytes is None else str(file.megabytes)
+        table.add_row(name, size, file.licence, status.present or "missing", file.purpose)
     return table
 
 

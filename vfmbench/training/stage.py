@@ -39,7 +39,7 @@ class TrainingOptions(Options):
     loader_threads: int = Field(
         0, ge=0, exclude=True, description="threads of a process that decode the next step's images; 0: for data in memory"
     )
-    tensorboard: bool = Field(False, exclude=True, description="also write the curves for TensorBoard, in the stage's folder")
+    tensorboard: bool = Field(False, exclude=True, description="also write the curves for TensorBoard, if it is installed")
     seed: int = Field(0, ge=0)
 
 

@@ -97,11 +97,11 @@ class Trainer:
 
         Ctrl-C and SIGTERM, in whichever process, end the step of all of them, and a checkpoint is saved first.
 
-        Raises FloatingPointError if the loss is not finite, MissingError for TensorBoard curves without its package.
+        Raises FloatingPointError if the loss is not finite.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         if self._options.tensorboard and self._processes.main:
-            self._board = _open_board(self._directory / "tensorboard", self._step)
+            self._board = self._open_board()
         self._stage.prepare(self._directory.parent, self._console)
         for network in self._networks.values():
             network.train()
@@ -112,6 +112,16 @@ class Trainer:
             if self._board is not None:
                 self._board.close()
         return self._ema
+
+    def _open_board(self) -> Any:
+        """A writer of TensorBoard curves that go on after the last step; None, and a note, without the package."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            note = "tensorboard=true: not installed, so there is no such folder; pip install 'vfmbench[tensorboard]'."
+            self._console.print(note, markup=False, soft_wrap=True)
+            return None
+        return SummaryWriter(str(self._directory / "tensorboard"), purge_step=self._step + 1)
 
     def _train(self) -> None:
         with Progress(
@@ -287,12 +297,3 @@ class Trainer:
         figure.tight_layout()
         figure.savefig(self._directory / "curves.png", dpi=90)
         pyplot.close(figure)
-
-
-def _open_board(directory: Path, step: int) -> Any:
-    """A writer of TensorBoard curves that go on after `step`. Raises MissingError without the package."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingError("tensorboard=true needs the package tensorboard: pip install tensorboard.") from error
-    return SummaryWriter(str(directory), purge_step=step + 1)

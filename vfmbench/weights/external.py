@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vfmbench.errors import MissingError, UserError
 from vfmbench.weights.external_files import FILES, ExternalFile, ExternalPaths, HashState, hash_state, locate
+from vfmbench.weights.reading import read_content
 
 __all__ = ["FILES", "ExternalPaths", "ExternalWeights", "load_external"]
 
@@ -91,15 +89,7 @@ def _found(name: str, given: Path | None) -> tuple[ExternalFile, Path, str]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}).") from None
-    except Exception as error:  # torch.load raises whatever its unpickler and zip reader do
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} is not a file of PyTorch weights ({reason[:160]}).") from None
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no mapping from names to tensors.")
+    content = read_content(path)
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds other things than a mapping from names to tensors.")
     return dict(content)

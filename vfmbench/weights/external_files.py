@@ -6,10 +6,9 @@ the caches of torch hub and Hugging Face. Imports no torch, so that what is ther
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, FilePath
 
 from vfmbench.errors import UserError
+from vfmbench.files import file_sha256
 from vfmbench.options import Options
 
 
@@ -25,16 +25,15 @@ class ExternalFile:
     """A published file of weights.
 
     Attributes:
-        name: as in `weights.<name>`.
         url: where it is published.
         megabytes: size, rounded.
         sha256: SHA-256, or its beginning, of each published file that holds these weights; empty where none is known.
         cache_name: the name under which torch hub's cache holds it; empty: the last part of `url`.
         other_names: further names that programs store the same bytes under in torch hub's cache.
         hugging_face: repository on Hugging Face and its files with the same weights, the preferred one first.
+        name: as in `weights.<name>`; set by `FILES`.
     """
 
-    name: str
     purpose: str
     licence: str
     url: str
@@ -43,6 +42,7 @@ class ExternalFile:
     cache_name: str = ""
     other_names: tuple[str, ...] = ()
     hugging_face: tuple[str, tuple[str, ...]] | None = None
+    name: str = ""
 
     @property
     def file_name(self) -> str:
@@ -86,108 +86,6 @@ class ExternalFile:
         return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-FILES = {
-    file.name: file
-    for file in (
-        ExternalFile(
-            name="sd_vae",
-            purpose="codec of imagenet256: Stable Diffusion's VAE, decoder fine-tuned for squared error (sd-vae-ft-mse)",
-            licence="MIT",
-            url="https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main/diffusion_pytorch_model.safetensors",
-            megabytes=335,
-            sha256=(
-                "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
-                "1b4889b6b1d4ce7ae320a02dedaeff1780ad77d415ea0d744b476155c6377ddc",
-            ),
-            cache_name="sd-vae-ft-mse.safetensors",
-            hugging_face=(
-                "stabilityai/sd-vae-ft-mse",
-                ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-            ),
-        ),
-        ExternalFile(
-            name="inception",
-            purpose="feature space inception: FID's InceptionV3, ported from TensorFlow by torch-fidelity and pytorch-fid",
-            licence="Apache-2.0",
-            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-            megabytes=91,
-            sha256=("6726825d",),
-            other_names=("pt_inception-2015-12-05-6726825d.pth",),
-        ),
-        ExternalFile(
-            name="dino",
-            purpose="feature space dino: self-supervised ViT-S/16 of DINO",
-            licence="Apache-2.0",
-            url="https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
-            megabytes=87,
-            hugging_face=("timm/vit_small_patch16_224.dino", ("model.safetensors",)),
-        ),
-        ExternalFile(
-            name="lpips_alex",
-            purpose="trunk of LPIPS (alex): torchvision's AlexNet; LPIPS's own linear weights come with its package",
-            licence="BSD-3-Clause",
-            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-            megabytes=233,
-            sha256=("7be5be79",),
-        ),
-        ExternalFile(
-            name="lpips_vgg",
-            purpose="trunk of LPIPS (vgg): torchvision's VGG-16; LPIPS's own linear weights come with its package",
-            licence="BSD-3-Clause",
-            url="https://download.pytorch.org/models/vgg16-397923af.pth",
-            megabytes=528,
-            sha256=("397923af",),
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint that `vfmbench weights convert FILE` turns into a suite's own weights.
-
-    Attributes:
-        source: where it is published.
-        suite: whose weights it becomes.
-        weights: their name in the suite's folder.
-        megabytes: size, rounded; None where it is not known.
-    """
-
-    purpose: str
-    licence: str
-    source: str
-    suite: str
-    weights: str
-    megabytes: int | None = None
-
-
-# Addresses as the repositories willisma/SiT, kyungmnlee/dmf and abbasmammadov/VFM give them. None of them has a SiT-B/2.
-CHECKPOINTS = (
-    Checkpoint(
-        purpose="SiT-XL/2 by SiT's authors: flow matching, to start a flow map from",
-        licence="MIT",
-        source="https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0",
-        suite="imagenet256",
-        weights="flow",
-        megabytes=2700,
-    ),
-    Checkpoint(
-        purpose="DMF-XL/2 by the authors of decoupled mean flow: a flow map (dmf_xl_2_256.pt)",
-        licence="not stated",
-        source="https://huggingface.co/kyungmnlee/DMF",
-        suite="imagenet256",
-        weights="flow",
-    ),
-    Checkpoint(
-        purpose="VFM by its authors: flow map and adapter trained jointly",
-        licence="MIT",
-        source="https://github.com/abbasmammadov/VFM",
-        suite="imagenet256",
-        weights="vfm",
-    ),
-)
-
-
 def _file_of(value: str) -> Path:
     """The path without a tilde; of a folder as diffusers stores a network, the file of weights in it."""
     path = Path(value).expanduser()
@@ -203,16 +101,82 @@ ExistingFile = Annotated[FilePath, BeforeValidator(_path_text)]
 
 
 class ExternalPaths(Options):
-    """`weights.<name>=PATH` for each of `FILES`; a file, or a folder of diffusers that holds it."""
+    """`weights.<name>=PATH` of the user's own copies, and by each name what the published file is.
 
-    sd_vae: ExistingFile | None = None
-    inception: ExistingFile | None = None
-    dino: ExistingFile | None = None
-    lpips_alex: ExistingFile | None = None
-    lpips_vgg: ExistingFile | None = None
+    A path may be that of a folder of diffusers which holds the file.
+    """
+
+    sd_vae: Annotated[
+        ExistingFile | None,
+        ExternalFile(
+            purpose="codec sd_vae: Stable Diffusion's VAE, decoder fine-tuned for squared error (sd-vae-ft-mse)",
+            licence="MIT",
+            url="https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main/diffusion_pytorch_model.safetensors",
+            megabytes=335,
+            sha256=(
+                "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+                "1b4889b6b1d4ce7ae320a02dedaeff1780ad77d415ea0d744b476155c6377ddc",
+            ),
+            cache_name="sd-vae-ft-mse.safetensors",
+            hugging_face=(
+                "stabilityai/sd-vae-ft-mse",
+                ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+            ),
+        ),
+    ] = None
+    inception: Annotated[
+        ExistingFile | None,
+        ExternalFile(
+            purpose="feature space inception: FID's InceptionV3, ported from TensorFlow by torch-fidelity and pytorch-fid",
+            licence="Apache-2.0",
+            url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+            megabytes=91,
+            sha256=("6726825d",),
+            other_names=("pt_inception-2015-12-05-6726825d.pth",),
+        ),
+    ] = None
+    dino: Annotated[
+        ExistingFile | None,
+        ExternalFile(
+            purpose="feature space dino: self-supervised ViT-S/16 of DINO",
+            licence="Apache-2.0",
+            url="https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+            megabytes=87,
+            hugging_face=("timm/vit_small_patch16_224.dino", ("model.safetensors",)),
+        ),
+    ] = None
+    lpips_alex: Annotated[
+        ExistingFile | None,
+        ExternalFile(
+            purpose="trunk of LPIPS (alex): torchvision's AlexNet; LPIPS's own linear weights come with its package",
+            licence="BSD-3-Clause",
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            megabytes=233,
+            sha256=("7be5be79",),
+        ),
+    ] = None
+    lpips_vgg: Annotated[
+        ExistingFile | None,
+        ExternalFile(
+            purpose="trunk of LPIPS (vgg): torchvision's VGG-16; LPIPS's own linear weights come with its package",
+            licence="BSD-3-Clause",
+            url="https://download.pytorch.org/models/vgg16-397923af.pth",
+            megabytes=528,
+            sha256=("397923af",),
+        ),
+    ] = None
 
     def path_of(self, name: str) -> Path | None:
-        return getattr(self, name)
+        """The user's own copy of one of `FILES`."""
+        return dict(self)[name]
+
+
+FILES = {
+    name: replace(file, name=name)
+    for name, field in ExternalPaths.model_fields.items()
+    for file in field.metadata
+    if isinstance(file, ExternalFile)
+}
 
 
 class Place(StrEnum):
@@ -264,8 +228,7 @@ class HashState(StrEnum):
 def hash_state(file: ExternalFile, located: Located) -> tuple[HashState, str]:
     """The state of a file and its SHA-256, which takes seconds for large ones; empty if it cannot be read."""
     try:
-        with located.path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = file_sha256(located.path)
     except OSError:
         return HashState.UNREADABLE, ""
     published = file.is_published(sha256)

@@ -11,10 +11,10 @@ from typing import Any
 
 from vfmbench.errors import MissingError, UserError
 from vfmbench.files import file_sha256
+from vfmbench.registry import converters
+from vfmbench.weights.converters import Convertible
 from vfmbench.weights.external_files import (
-    CHECKPOINTS,
     FILES,
-    Checkpoint,
     ExternalFile,
     ExternalPaths,
     HashState,
@@ -48,15 +48,15 @@ class FileStatus:
 
 
 @dataclass(frozen=True)
-class CheckpointStatus:
-    """Whether a suite has the weights that a published checkpoint would become.
+class ConvertibleStatus:
+    """Whether a suite has the weights that a published file would become.
 
     Attributes:
         folder: of the suite's weights.
         present: what the folder holds under that name: empty, "trained" or "converted from FILE".
     """
 
-    checkpoint: Checkpoint
+    convertible: Convertible
     folder: Path
     present: str
 
@@ -76,14 +76,15 @@ def file_statuses(paths: ExternalPaths, names: Collection[str] = FILES, hashed: 
     return [file_status(FILES[name], paths, hashed) for name in names]
 
 
-def checkpoint_statuses() -> list[CheckpointStatus]:
+def convertible_statuses() -> list[ConvertibleStatus]:
+    """Of all published files that a registered converter is for."""
     statuses = []
-    for checkpoint in CHECKPOINTS:
-        folder = user_weights_folder(checkpoint.suite)
-        entry = _manifest(folder).get(checkpoint.weights)
+    for convertible in (file for converter in converters.load_all().values() for file in converter.convertibles):
+        folder = user_weights_folder(convertible.suite)
+        entry = manifest_entries(folder).get(convertible.weights)
         source = entry.get("source", {}).get("file") if entry else None
         present = f"converted from {source}" if source else "trained" if entry else ""
-        statuses.append(CheckpointStatus(checkpoint, folder, present))
+        statuses.append(ConvertibleStatus(convertible, folder, present))
     return statuses
 
 
@@ -102,7 +103,7 @@ def damage(folder: Path) -> Iterator[tuple[str, str]]:
     from vfmbench.weights.store import WeightStore
 
     store = WeightStore(folder, "Restore the file, or train or convert it again.")
-    for name in _manifest(folder) or ("manifest",):
+    for name in manifest_entries(folder) or ("manifest",):
         problem = ""
         try:
             entry = store.entry(name)
@@ -121,7 +122,7 @@ def _with_manifest(parent: Path) -> list[Path]:
     return sorted(path.parent for path in parent.glob("*/manifest.json"))
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest_entries(folder: Path) -> dict[str, Any]:
     """The entries of a folder's manifest; empty if there is none that can be read."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.weights.checkpoints import StateDict, check_layout, shape_of
+from vfmbench.weights.conversion import check_layout, shape_of
 
 # Its group norms have min(32, channels) groups, which no shape tells.
 NORM_GROUPS = 32
@@ -24,7 +24,7 @@ Parameter = tuple[str, str, tuple[int, ...]]
 
 def convert_adapter(
     path: Path, state: Mapping[str, Tensor], image_size: int, latent_size: int
-) -> tuple[StateDict, dict[str, Any]]:
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in our names, and keyword arguments of `NoiseAdapter` that it fits.
 
     Args:

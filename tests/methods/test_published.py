@@ -1,29 +1,38 @@
-"""Loading and converting the checkpoints of others, against plain implementations of the published networks."""
+"""Converting published checkpoints, against plain implementations of the published networks."""
 
 import argparse
 import json
 import math
-import os
-import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from vfmbench.errors import UserError
+from vfmbench.files import file_sha256
 from vfmbench.methods.adapter import NoiseAdapter, expand_adapter_size
-from vfmbench.models.adapter_layout import convert_adapter
+from vfmbench.methods.adapter_layout import convert_adapter
+from vfmbench.methods.published import (
+    ADAPTER_KEYS,
+    FLOW_KEYS,
+    PUBLISHED_PROBLEMS,
+    PublishedOptions,
+    find_state,
+    training_options,
+)
+from vfmbench.methods.sit_layout import convert_flow
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import SiT, expand_sit_size
 from vfmbench.registry import suites
-from vfmbench.weights.checkpoints import read_checkpoint
-from vfmbench.weights.conversion import PUBLISHED_PROBLEMS, ConversionOptions, convert, convert_flow
+from vfmbench.weights.conversion import convert
+from vfmbench.weights.reading import read_content
 from vfmbench.weights.store import WeightStore
 
 WIDTH, DEPTH, HEADS, PATCH, CHANNELS, SIZE, CLASSES, DMF_DEPTH = 48, 3, 4, 2, 4, 8, 5, 2
-TINY = ConversionOptions(num_heads=HEADS, dmf_depth=DMF_DEPTH)
+TINY = PublishedOptions(num_heads=HEADS, dmf_depth=DMF_DEPTH)
 IMAGE = 16
 
 
@@ -180,8 +189,16 @@ def inputs(dtype):
     return x, t, r, torch.tensor([0, CLASSES - 1, CLASSES])  # the last is the null class
 
 
-def checkpoint(state):
-    return SimpleNamespace(path="file.pt", flow=state, settings={})
+def converted_flow(state, suite, options, trained_dmf_depth=None):
+    return convert_flow(Path("file.pt"), state, trained_dmf_depth, suite, options)
+
+
+def converted(source, folder, suite, options):
+    return convert(source, folder, suite, options.model_dump())
+
+
+def flow_of(path):
+    return find_state(read_content(path), FLOW_KEYS, "x_embedder.proj.weight")
 
 
 @pytest.mark.parametrize("sigma", [False, True])
@@ -189,7 +206,7 @@ def checkpoint(state):
 def test_converted_weights_are_the_published_network_in_our_convention(suite, sigma, convention):
     state = sit_state(sigma=sigma, dtype=torch.float64)
     options = TINY.model_copy(update={"time_convention": convention})
-    converted, architecture, notes = convert_flow(checkpoint(state), suite, options)
+    converted, architecture, notes = converted_flow(state, suite, options)
     network = SiT(**architecture).double()
     network.load_state_dict(converted)
     x, t, r, label = inputs(torch.float64)
@@ -222,91 +239,42 @@ def test_converted_weights_are_the_published_network_in_our_convention(suite, si
 def test_every_wrapping_gives_the_same_weights(tmp_path, wrap, legacy):
     state = sit_state()
     torch.save(wrap(state), tmp_path / "file.pt", _use_new_zipfile_serialization=not legacy)
-    found = read_checkpoint(tmp_path / "file.pt")
-    assert found.flow.keys() == state.keys()
-    assert all(torch.equal(found.flow[name], state[name]) for name in state)
-    assert not found.adapter
+    content = read_content(tmp_path / "file.pt")
+    found, _ = find_state(content, FLOW_KEYS, "x_embedder.proj.weight")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert find_state(content, ADAPTER_KEYS, "conv_in.weight") == ({}, "")
+    assert training_options(tmp_path, content).keys() <= {"path_type", "prediction"}
 
 
-def test_the_average_is_taken_and_said_to_be(tmp_path):
-    found = read_checkpoint(saved(tmp_path / "a.pt", {"model": sit_state(1), "ema": sit_state(2), "steps": 7}))
-    assert torch.equal(found.flow["pos_embed"], sit_state(2)["pos_embed"])
-    assert (found.taken, found.step) == ({"flow": "ema"}, 7)
+def test_the_average_is_taken_and_said_to_be(tmp_path, suite):
+    source = saved(tmp_path / "a.pt", {"model": sit_state(1), "ema": sit_state(2), "steps": 7})
+    found, key = flow_of(source)
+    assert torch.equal(found["pos_embed"], sit_state(2)["pos_embed"])
+    assert key == "ema"
+    notes = converted(source, tmp_path / "weights", suite, TINY).entry["source"]
+    assert (notes["taken"], notes["step"], notes["converter"]) == ({"flow": "ema"}, 7, "published")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
-def test_content_decides_and_not_the_suffix(tmp_path, suffix):
-    state = sit_state()
-    save_file(state, tmp_path / f"one{suffix}")
-    torch.save(state, tmp_path / f"two{suffix}")
-    for name in ("one", "two"):
-        assert torch.equal(read_checkpoint(tmp_path / f"{name}{suffix}").flow["pos_embed"], state["pos_embed"])
+def test_files_without_a_sit(tmp_path, suite):
+    def refused(path, words):
+        with pytest.raises(UserError, match=words):
+            converted(path, tmp_path / "weights", suite, TINY)
 
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-@pytest.mark.parametrize("kept", [0.01, 0.5, 0.99])
-def test_a_partly_downloaded_file_is_one_clear_error(tmp_path, kind, kept):
-    whole, part = tmp_path / "whole", tmp_path / "part.pt"
-    if kind == "safetensors":
-        save_file(sit_state(), whole)
-    else:
-        torch.save(sit_state(), whole, _use_new_zipfile_serialization=kind == "zip")
-    part.write_bytes(whole.read_bytes()[: int(kept * whole.stat().st_size)])
-    with pytest.raises(UserError, match=r"part\.pt.*(damaged|part of)"):
-        read_checkpoint(part)
-
-
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, ("was_unpickled",)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_pickled_objects_are_refused_and_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, content in {"object.pt": {"ema": sit_state(), "args": Harmful()}, "module.pt": torch.nn.Linear(2, 2)}.items():
-        with pytest.raises(UserError, match=r"pickled objects besides tensors \((posix\.mkdir|nt\.mkdir|torch\.nn.*Linear)\)"):
-            read_checkpoint(saved(tmp_path / name, content))
-    for protocol in (2, 4):
-        (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"x": Harmful()}, protocol))
-        with pytest.raises(UserError, match=r"plain\.pkl"):
-            read_checkpoint(tmp_path / "plain.pkl")
-    assert not (tmp_path / "was_unpickled").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty"),
-        (b"<!DOCTYPE html><title>Sign in</title>", "or not a file of PyTorch weights"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "or not a file of PyTorch weights"),
-    ],
-)
-def test_what_is_no_checkpoint_at_all(tmp_path, content, words):
-    (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(UserError, match=words):
-        read_checkpoint(tmp_path / "a.pt")
-
-
-def test_files_without_a_sit(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        read_checkpoint(tmp_path / "absent.pt")
-    with pytest.raises(UserError, match="Is a directory"):
-        read_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="holds a list"):
-        read_checkpoint(saved(tmp_path / "list.pt", [1, 2]))
-    with pytest.raises(UserError, match=r"holds no SiT.*It has: conv_in\.weight"):
-        read_checkpoint(saved(tmp_path / "adapter.pt", {"conv_in.weight": torch.zeros(1)}))
-    own = {f"flow.{name}": tensor for name, tensor in sit_state().items()}
-    save_file(own, tmp_path / "own.safetensors")
-    with pytest.raises(UserError, match=r"own format already.*weights\.path="):
-        read_checkpoint(tmp_path / "own.safetensors")
+    refused(tmp_path / "absent.pt", "No such file")
+    refused(tmp_path, "Is a directory")
+    refused(saved(tmp_path / "list.pt", [1, 2]), "holds a list")
+    refused(saved(tmp_path / "adapter.pt", {"conv_in.weight": torch.zeros(1)}), r"holds no SiT.*It has: conv_in\.weight")
     diverged = sit_state() | {"blocks.1.mlp.fc1.bias": torch.full((4 * WIDTH,), torch.nan)}
-    with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1\.bias.*not finite"):
-        read_checkpoint(saved(tmp_path / "nan.pt", diverged))
+    refused(saved(tmp_path / "nan.pt", diverged), r"blocks\.1\.mlp\.fc1\.bias.*not finite")
     for given in ({"path_type": "cosine"}, {"prediction": "noise"}):
-        with pytest.raises(UserError, match="straight paths"):
-            read_checkpoint(saved(tmp_path / "path.pt", {"ema": sit_state(), "args": argparse.Namespace(**given)}))
+        content = {"ema": sit_state(), "args": argparse.Namespace(**given)}
+        refused(saved(tmp_path / "path.pt", content), "straight paths")
+    own = converted(saved(tmp_path / "a.pt", sit_state()), tmp_path / "own", suite, TINY).path
+    refused(own, r"own format already.*weights\.path=.*own\.")
+    with pytest.raises(UserError, match=r"convert\.num_head'.*Did you mean 'convert\.num_heads'"):
+        convert(tmp_path / "a.pt", tmp_path / "weights", suite, {"num_head": 4})
+    assert not (tmp_path / "weights").exists()
 
 
 def test_another_layout_is_one_readable_report(suite):
@@ -316,7 +284,7 @@ def test_another_layout_is_one_readable_report(suite):
     state["pos_embed"] = state["pos_embed"].squeeze(0).unsqueeze(1).transpose(0, 1)
     state["blocks.2.attn.proj.weight"] = torch.zeros(WIDTH, WIDTH + 1)
     with pytest.raises(UserError) as error:
-        convert_flow(checkpoint(state), suite, TINY)
+        converted_flow(state, suite, TINY)
     for words in (
         "1 missing: blocks.1.mlp.fc2.bias",
         "1 unexpected: blocks.0.attn.q_norm.scale",
@@ -326,7 +294,7 @@ def test_another_layout_is_one_readable_report(suite):
         assert words in str(error.value)
     many = sit_state() | {f"extra.{number}": torch.zeros(1) for number in range(9)}
     with pytest.raises(UserError, match=r"9 unexpected: extra\.0, extra\.1, extra\.2, extra\.3, \.\.\."):
-        convert_flow(checkpoint(many), suite, TINY)
+        converted_flow(many, suite, TINY)
 
 
 @pytest.mark.parametrize(
@@ -337,27 +305,27 @@ def test_another_layout_is_one_readable_report(suite):
         ({"x_embedder.proj.weight": torch.zeros(WIDTH, 16)}, TINY, "x_embedder.proj.weight has the shape"),
         ({"y_embedder.embedding_table.weight": torch.zeros(9, WIDTH)}, TINY, r"embedding_table.weight \(9, 48\) instead of"),
         ({"final_layer.linear.bias": None}, TINY, "missing: final_layer.linear.bias"),
-        ({}, ConversionOptions(), "num_heads is needed"),
-        ({}, ConversionOptions(num_heads=5), "num_heads 5"),
-        ({}, ConversionOptions(num_heads=HEADS, dmf_depth=9), "dmf_depth"),
+        ({}, PublishedOptions(), "num_heads is needed"),
+        ({}, PublishedOptions(num_heads=5), "num_heads 5"),
+        ({}, PublishedOptions(num_heads=HEADS, dmf_depth=9), "dmf_depth"),
     ],
 )
 def test_what_does_not_fit_the_suite_is_named(suite, change, options, words):
     state = {name: tensor for name, tensor in (sit_state(sigma=True) | change).items() if tensor is not None}
     with pytest.raises(UserError, match=words):
-        convert_flow(checkpoint(state), suite, options)
+        converted_flow(state, suite, options)
 
 
 def test_parameters_of_training_alone_are_left_out_and_noted(suite):
     state = sit_state() | {"projectors.0.0.weight": torch.zeros(2, 2), "logvar_linear.bias": torch.zeros(1)}
-    converted, _, notes = convert_flow(checkpoint(state), suite, TINY)
+    converted, _, notes = converted_flow(state, suite, TINY)
     assert converted.keys() == sit_state().keys()
     assert notes["left_out"] == ["logvar_linear.bias", "projectors.0.0.weight"]
 
 
 def test_a_missing_null_class_is_the_mean_of_the_others(suite):
     state = sit_state(null=False)
-    converted, _, notes = convert_flow(checkpoint(state), suite, TINY)
+    converted, _, notes = converted_flow(state, suite, TINY)
     table = converted["y_embedder.embedding_table.weight"]
     assert torch.equal(table[:-1], state["y_embedder.embedding_table.weight"])
     assert torch.allclose(table[-1], table[:-1].mean(0))
@@ -369,8 +337,8 @@ def test_a_missing_null_class_is_the_mean_of_the_others(suite):
     [(1, {"dmf_depth": 2}, 3, 1), (None, {"dmf_depth": 1}, 3, 1), (None, {"dmf_depth": 20}, 3, 3), (None, {}, 6, 4)],
 )
 def test_dmf_depth_is_what_was_stated_then_the_files_own_then_two_thirds(suite, given, settings, depth, expected):
-    source = SimpleNamespace(path="file.pt", flow=sit_state(depth=depth), settings=settings)
-    _, architecture, notes = convert_flow(source, suite, ConversionOptions(num_heads=HEADS, dmf_depth=given))
+    options = PublishedOptions(num_heads=HEADS, dmf_depth=given)
+    _, architecture, notes = converted_flow(sit_state(depth=depth), suite, options, settings.get("dmf_depth"))
     assert architecture["dmf_depth"] == expected
     assert ("assumed" in notes["dmf_depth"]) is (given is None and not settings)
 
@@ -381,7 +349,7 @@ def test_dmf_depth_is_what_was_stated_then_the_files_own_then_two_thirds(suite, 
 def test_the_architecture_of_a_published_size_follows_from_its_shapes(size, width, depth):
     shapes = sit_shapes(width, depth, size=32, classes=1000)
     state = {name: torch.empty(shape) for name, shape in shapes.items()}  # never touched, so without memory
-    _, found, _ = convert_flow(checkpoint(state), suites.get("imagenet256")({}), ConversionOptions())
+    _, found, _ = converted_flow(state, suites.get("imagenet256")({}), PublishedOptions())
     shape = {"input_size": 32, "in_channels": 4, "num_classes": 1000, "mlp_ratio": 4.0}
     assert found == expand_sit_size({"size": size}) | shape
 
@@ -393,7 +361,7 @@ def test_a_vfm_checkpoint_becomes_one_file_that_the_method_loads(tmp_path, suite
     )
     content = {"model": sit_state(1, sigma=True), "ema": flow, "adapter_model": adapter_state(1), "ema_adapter": adapter}
     source = saved(tmp_path / "0100000.pt", {**content, "opt_flow": {}, "opt_adapter": {}, "args": options, "steps": 100_000})
-    written = convert(source, tmp_path / "weights", suite, ConversionOptions(num_heads=HEADS, licence="MIT"))
+    written = converted(source, tmp_path / "weights", suite, PublishedOptions(num_heads=HEADS, licence="MIT"))
     assert written.name == "vfm"
     assert written.path.exists()
 
@@ -417,11 +385,11 @@ def test_a_vfm_checkpoint_becomes_one_file_that_the_method_loads(tmp_path, suite
     assert (found["file"], found["step"], found["licence"]) == ("0100000.pt", 100_000, "MIT")
     assert (found["learned_sigma"], found["time_convention"]) == (True, "noise_at_zero")
     assert found["dmf_depth"].startswith("from the training's options")
-    assert found["sha256"] == entry["inputs"]["checkpoint"] == read_checkpoint(source).sha256
+    assert found["sha256"] == entry["inputs"]["checkpoint"] == file_sha256(source)
     json.dumps(entry)
     assert any("noise_at_zero" in line for line in written.report())
 
-    alone = convert(source, tmp_path / "weights", suite, ConversionOptions(num_heads=HEADS, part="flow"))
+    alone = converted(source, tmp_path / "weights", suite, PublishedOptions(num_heads=HEADS, part="flow"))
     assert alone.name == "flow"
     assert alone.entry["source"]["taken"] == {"flow": "ema"}
     assert "problems" not in alone.entry
@@ -431,7 +399,7 @@ def test_a_vfm_checkpoint_becomes_one_file_that_the_method_loads(tmp_path, suite
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_keep_their_precision(tmp_path, suite, dtype):
     source = saved(tmp_path / "a.pt", sit_state(sigma=True, dtype=dtype))
-    written = convert(source, tmp_path, suite, TINY)
+    written = converted(source, tmp_path, suite, TINY)
     tensors = load_file(written.path)
     assert tensors["flow.blocks.0.mlp.fc1.weight"].dtype == dtype
     # Turned by the time reversal: rounded once only.
@@ -442,13 +410,13 @@ def test_the_list_of_problems_must_fit_the_adapter(tmp_path, suite):
     content = {"ema": sit_state(), "ema_adapter": adapter_state(problems=2)}
     source = saved(tmp_path / "a.pt", content)
     with pytest.raises(UserError, match="problems: the adapter has 2"):
-        convert(source, tmp_path / "weights", suite, TINY)
+        converted(source, tmp_path / "weights", suite, TINY)
     assert not (tmp_path / "weights").exists()
     options = TINY.model_copy(update={"problems": ("denoise", "no_such_task")})
     with pytest.raises(UserError, match="no_such_task"):
-        convert(source, tmp_path / "weights", suite, options)
+        converted(source, tmp_path / "weights", suite, options)
     options = TINY.model_copy(update={"problems": ("hdr", "denoise")})
-    assert convert(source, tmp_path / "weights", suite, options).entry["problems"] == ["hdr", "denoise"]
+    assert converted(source, tmp_path / "weights", suite, options).entry["problems"] == ["hdr", "denoise"]
 
 
 def test_an_adapter_of_another_layout_is_refused(tmp_path):
