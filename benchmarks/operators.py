@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfmbench.randomness import PhiloxNoise
-from vfmbench.tasks.kernels import gaussian_kernel, motion_kernels
+from vfmbench.tasks.kernels import gaussian_kernel
+from vfmbench.tasks.motion_kernels import traced_kernels
 from vfmbench.tasks.operators import GaussianBlur, Identity, Mask, MotionBlur, SuperResolution
 
 Map = Callable[[Tensor], Tensor]
@@ -61,7 +62,7 @@ def pairs(x: Tensor) -> Iterator[tuple[str, str, Map, Map, Map, Map]]:
         theirs = deepinv.physics.Blur(line.outer(line)[None, None], padding="reflect", use_fft=use_fft, device=x.device)
         yield "gaussian_deblur", f"deepinv Blur, {name}", ours.forward, ours.adjoint, theirs.A, theirs.A_adjoint
 
-    kernel = motion_kernels(PhiloxNoise(0, "benchmark", rows), 0, kernel_size, 0.5).to(x)
+    kernel = traced_kernels(PhiloxNoise(0, "benchmark", rows), 0, kernel_size, 0.5).to(x)
     blur = MotionBlur(kernel, shape)
     for name, use_fft in (("direct", False), ("FFT", True)):
         theirs = deepinv.physics.Blur(kernel.flip(-1, -2)[:, None], padding="reflect", use_fft=use_fft, device=x.device)

@@ -18,7 +18,7 @@ from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks import operators
-from vfmbench.tasks.kernels import motion_kernels
+from vfmbench.tasks.motion_kernels import borodenko_kernels, traced_kernels
 from vfmbench.tasks.noise import FIRST_FREE_DRAW, add_gaussian, add_poisson
 
 ImageShape = tuple[int, int, int]
@@ -269,10 +269,12 @@ class GaussianDeblur(InverseProblem[GaussianDeblurOptions]):
 
 
 class MotionDeblurOptions(ProblemOptions):
-    """kernel_size: odd number of pixels, 61 at 256 pixels; intensity: how much the camera's path bends, in [0, 1]."""
+    """kernel_size: odd number of pixels, 61 at 256 pixels; intensity: how much the camera's path bends, in [0, 1]; generator:
+    borodenko, smooth lines of even weight, as the published adapters were trained, or traced, thin lines."""
 
     kernel_size: int | None = Field(default=None, ge=1)
     intensity: float = Field(default=0.5, ge=0, le=1)
+    generator: Literal["borodenko", "traced"] = "borodenko"
 
 
 class MotionDeblur(InverseProblem[MotionDeblurOptions]):
@@ -287,8 +289,9 @@ class MotionDeblur(InverseProblem[MotionDeblurOptions]):
         _check_kernel_size(self.name, self._kernel_size, image_shape)
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
+        kernels = traced_kernels if self.options.generator == "traced" else borodenko_kernels
         return operators.MotionBlur(
-            motion_kernels(noise, FIRST_FREE_DRAW, self._kernel_size, self.options.intensity), self.image_shape
+            kernels(noise, FIRST_FREE_DRAW, self._kernel_size, self.options.intensity), self.image_shape
         )
 
 

@@ -15,14 +15,14 @@ from vfmbench.tasks.kernels import (
     gaussian_kernel,
     gaussian_matrix,
     gaussian_svd,
-    motion_kernels,
 )
+from vfmbench.tasks.motion_kernels import borodenko_kernels, traced_kernels
 
 LIKE = torch.empty(0, dtype=torch.float64)
 
 
 def kernels(size: int, intensity: float, rows: int = 256, seed: int = 0) -> torch.Tensor:
-    return motion_kernels(PhiloxNoise(seed, "test", torch.arange(rows)), 2, size, intensity)
+    return traced_kernels(PhiloxNoise(seed, "test", torch.arange(rows)), 2, size, intensity)
 
 
 def second_moments(kernel: torch.Tensor) -> torch.Tensor:
@@ -144,6 +144,37 @@ def test_motion_kernel_lengths_and_directions_are_spread():
 def test_motion_kernels_depend_on_seed_and_image_index_only():
     kernel = kernels(15, 0.5, rows=8)
     order = torch.tensor([5, 0, 7])
-    again = motion_kernels(PhiloxNoise(0, "test", order), 2, 15, 0.5)
+    again = traced_kernels(PhiloxNoise(0, "test", order), 2, 15, 0.5)
     torch.testing.assert_close(again, kernel[order], atol=1e-15, rtol=0)
     assert (kernels(15, 0.5, rows=8, seed=1) - kernel).abs().flatten(1).amax(1).min() > 1e-3
+
+
+def borodenko(size: int, intensity: float, rows: int = 600, seed: int = 0) -> torch.Tensor:
+    return borodenko_kernels(PhiloxNoise(seed, "test", torch.arange(rows)), 2, size, intensity)
+
+
+# Of 600 kernels of the published generator, size 61: medians of the effective number of pixels 1 / sum k^2, of the peak, and of
+# the larger and smaller standard deviation of the weights, in pixels.
+@pytest.mark.parametrize(
+    ("intensity", "pixels", "peak", "major", "minor"),
+    [(0.0, 62.0, 0.0228, 8.97, 0.573), (0.5, 79.1, 0.0193, 10.8, 0.932), (1.0, 91.5, 0.0203, 9.74, 1.57)],
+)
+def test_borodenko_kernels_are_as_thick_long_and_bent_as_the_published_ones(intensity, pixels, peak, major, minor):
+    kernel = borodenko(61, intensity)
+    spread = second_moments(kernel)
+    assert float((1 / kernel.square().sum((1, 2))).median()) == pytest.approx(pixels, rel=0.1)
+    assert float(kernel.amax((1, 2)).median()) == pytest.approx(peak, rel=0.12)
+    assert float(spread[:, 1].sqrt().median()) == pytest.approx(major, rel=0.1)
+    assert float(spread[:, 0].sqrt().median()) == pytest.approx(minor, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [3, 5, 15, 61])
+@pytest.mark.parametrize("intensity", [0.0, 0.5, 1.0])
+def test_borodenko_kernels_are_weights_of_their_row_alone(size, intensity):
+    kernel = borodenko(size, intensity, rows=16)
+    assert kernel.shape == (16, size, size)
+    assert kernel.min() >= 0
+    torch.testing.assert_close(kernel.sum((1, 2)), torch.ones(16, dtype=torch.float64), atol=1e-12, rtol=0)
+    order = torch.tensor([5, 0, 7])
+    again = borodenko_kernels(PhiloxNoise(0, "test", order), 2, size, intensity)
+    torch.testing.assert_close(again, kernel[order], atol=1e-15, rtol=0)

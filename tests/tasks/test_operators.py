@@ -9,7 +9,8 @@ import torch
 
 from vfmbench.errors import UserError
 from vfmbench.randomness import PhiloxNoise
-from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel, motion_kernels
+from vfmbench.tasks.kernels import PINV_TOLERANCE, gaussian_kernel
+from vfmbench.tasks.motion_kernels import traced_kernels
 from vfmbench.tasks.operators import HDR, GaussianBlur, Identity, Mask, MotionBlur, PhaseRetrieval, SuperResolution
 from vfmbench.tasks.operators.base import TIKHONOV_TOLERANCE, BatchedOperator
 
@@ -30,7 +31,7 @@ def random_kernel(size, rows=ROWS):
 
 
 def shaken(shape, size, rows=ROWS):
-    return MotionBlur(motion_kernels(PhiloxNoise(0, "test", torch.arange(rows)), 0, size, 0.5), shape)
+    return MotionBlur(traced_kernels(PhiloxNoise(0, "test", torch.arange(rows)), 0, size, 0.5), shape)
 
 
 EXACT = {
