@@ -24,6 +24,7 @@ from torch import Tensor
 from vfmbench.baselines.guidance import Solver, SolverOptions, time_grid
 from vfmbench.baselines.particles import Annealing, Particles, choose, effective_size
 from vfmbench.baselines.pool_likelihood import pool_likelihood
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.interfaces import Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
@@ -109,7 +110,7 @@ class SourceReweighting(Solver):
         noise = getattr(task.options, "noise", "gaussian")
         if noise != "gaussian":
             return False, f"{task.name} has {noise} noise, and the method weights by a Gaussian likelihood"
-        if suite.modality == "images":
+        if suite.domain is IMAGES:
             return True, (
                 "a reference for small images and networks: every class costs method.pool evaluations of the whole map, every "
                 "annealed measurement method.particles x method.moves at each temperature; mind the effective samples"

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vfmbench.models.images import to_float
+from vfmbench.domains import IMAGES
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.registry import suites
@@ -133,8 +133,8 @@ def main() -> None:
     codec, split = suite.codec(CPU, Meter(CPU)), suite.dataset("train")
     with torch.no_grad():
         chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:TRAINING_PATCHES]
-        train = torch.cat([codec.encode(to_float(split.load(part.tolist())[0])) for part in chosen.split(500)])
-        validation = codec.encode(to_float(suite.dataset("validation").load(range(96))[0]))
+        train = torch.cat([codec.encode(IMAGES.restore(split.load(part.tolist())[0])) for part in chosen.split(500)])
+        validation = codec.encode(IMAGES.restore(suite.dataset("validation").load(range(96))[0]))
     table: list[dict] = []
     for target, adaptive in itertools.product(options.targets.split(","), (True, False)):
         begin = time.perf_counter()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from vfmbench.domains import IMAGES
 from vfmbench.interfaces import Suite
-from vfmbench.models.images import to_float
 from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, patch_autoencoder, standardise
 from vfmbench.provenance import git_commit
 from vfmbench.registry import suites
@@ -31,7 +31,7 @@ def psnr(encoder: PatchEncoder, decoder: PatchDecoder, images: torch.Tensor) -> 
 def everything(suite: Suite) -> torch.Tensor:
     """All test images."""
     dataset = suite.dataset("test")
-    return to_float(dataset.load(range(len(dataset)))[0])
+    return IMAGES.restore(dataset.load(range(len(dataset)))[0])
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def main() -> None:
         stored.fill(network, name)
         target.load_state_dict({**target.state_dict(), **network.state_dict()})
     train = suite.dataset("train")
-    images = to_float(train.load(torch.linspace(0, len(train) - 1, options.images).long().tolist())[0])
+    images = IMAGES.restore(train.load(torch.linspace(0, len(train) - 1, options.images).long().tolist())[0])
     standardise(*new, images)
     test = {"psnr": everything(suites.get("photos64")({})), "psnr/held_out": everything(suite)}
     constants = new[0].standardisation

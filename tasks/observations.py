@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.domains import POINTS, Domain
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement
 from vfmbench.options import Options
@@ -42,6 +43,7 @@ class Observation(Generic[O]):
     """
 
     problem: str
+    domain: ClassVar[Domain] = POINTS
     linear: bool = True
     Options: ClassVar[type[ObservationOptions]] = ObservationOptions
 
@@ -49,7 +51,7 @@ class Observation(Generic[O]):
         self.image_shape = image_shape
         self.options = options
         self.name = self.problem if name is None else name
-        if image_shape[0] < 1 or tuple(image_shape[1:]) != (1, 1):
+        if not POINTS.fits(image_shape):
             raise UserError(f"{self.name}: this task observes points, of shape (d, 1, 1), not images of shape {image_shape}.")
         self._matrix = self._build_matrix(image_shape[0])
 

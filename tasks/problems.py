@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from vfmbench.domains import IMAGES, Domain
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.options import Options
@@ -60,6 +61,7 @@ class InverseProblem(Generic[O]):
     """
 
     problem: str
+    domain: ClassVar[Domain] = IMAGES
     linear: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
     Options: ClassVar[type[ProblemOptions]] = ProblemOptions

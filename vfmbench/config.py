@@ -118,7 +118,7 @@ def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str,
         raise UserError(f"{path} was tuned for the suite {found!r}, not {suite.name!r}.")
     if entry is None:
         raise MissingError(f"{path.name} has no tuned {method} for {task.name}; {hint}.")
-    if suite.posterior_known and any(suite.weights.sha256(key) != value for key, value in entry["weights_sha256"].items()):
+    if suite.prior is not None and any(suite.weights.sha256(key) != value for key, value in entry["weights_sha256"].items()):
         raise MissingError(
             f"{path.name} was tuned for other data of the suite {suite.name}; tune with your data.* options and "
             "--out FILE.yaml, then take --preset FILE.yaml."

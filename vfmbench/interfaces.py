@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from vfmbench.domains import Domain
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.options import Options
 
@@ -74,6 +75,16 @@ class ExactPosterior(Protocol):
 
         Sums to 1 over the modes inside the prior's support, to 0 outside.
         """
+
+
+class ExactPrior(Protocol):
+    """A distribution of data whose posteriors are known in closed form."""
+
+    def draw(self, noise: NoiseSource) -> Tensor:
+        """Independent draws, one for each row of the noise: float32 [rows,C,H,W]."""
+
+    def posterior(self, measurement: Measurement) -> ExactPosterior:
+        """The posteriors of a measurement's rows. Raises UserError for a measurement under which they are not known."""
 
 
 class Dataset(Protocol):
@@ -143,12 +154,12 @@ class Suite(Protocol):
     `num_images`, `num_samples` and `batch_size` (in samples) are what a run takes if the user does not say; `training` holds
     each training stage's options; `weights` is the `vfmbench.weights.store.WeightStore` of its networks.
 
-    `modality` says whether the data are images or points. `methods` are those that `compare` takes by default, each with the
+    `domain` says whether the data are images or points. `methods` are those that `compare` takes by default, each with the
     suite's own options for it; empty for all. `metric_names` are what `run` computes by default; empty for all of images.
 
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
 
-    `posterior` gives the true posteriors of a measurement where `posterior_known`; elsewhere it raises UserError.
+    `prior` is the distribution of the data where it is known in closed form, and with it the true posteriors; else None.
 
     A suite may have `execution` and `with_execution(execution)`, a `vfmbench.models.execution.Execution` that its networks run
     by and the same suite with another, and `for_timing()`, the same suite on random images for `vfmbench bench`.
@@ -158,11 +169,11 @@ class Suite(Protocol):
     """
 
     name: str
-    modality: Literal["images", "points"]
+    domain: Domain
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     num_classes: int
-    posterior_known: bool
+    prior: ExactPrior | None
     methods: Mapping[str, Mapping[str, Any]]
     metric_names: Sequence[str]
     task_names: Sequence[str]
@@ -179,8 +190,6 @@ class Suite(Protocol):
     def dataset(self, split: str) -> Dataset: ...
 
     def task(self, name: str, options: Mapping[str, Any]) -> Task: ...
-
-    def posterior(self, measurement: Measurement) -> ExactPosterior: ...
 
     def codec(self, device: torch.device, meter: Any) -> Any: ...
 

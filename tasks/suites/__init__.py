@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field, InstanceOf, model_validator
 
+from vfmbench.domains import DOMAINS, IMAGES, Domain
 from vfmbench.errors import UserError, unknown_name
-from vfmbench.interfaces import Dataset, ExactPosterior, FeatureSpace, PerceptualDistance, Task
-from vfmbench.measurement import Measurement
+from vfmbench.interfaces import Dataset, ExactPrior, FeatureSpace, PerceptualDistance, Task
 from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
 from vfmbench.models.execution import Execution
 from vfmbench.models.features import EXTERNAL_SPACES, embedded_space, external_space
@@ -38,11 +38,17 @@ from vfmbench.weights.store import WeightStore
 DataOptions = TypeVar("DataOptions", bound=Options)
 
 
+def _domain(name: Any) -> Domain:
+    if name not in DOMAINS:
+        raise ValueError(f"must be one of {', '.join(DOMAINS)}")
+    return DOMAINS[name]
+
+
 class SuiteDefinition(Options):
     """Schema of a suite's YAML file."""
 
     name: str
-    modality: Literal["images", "points"] = "images"
+    domain: Annotated[InstanceOf[Domain], BeforeValidator(_domain)] = IMAGES
     image_shape: tuple[int, int, int]
     latent_shape: tuple[int, int, int]
     codec: Literal["identity", "sd_vae", "trained"] = Field("identity", description="trained: the suite's own weights `codec`")
@@ -62,6 +68,12 @@ class SuiteDefinition(Options):
     training: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tuning: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _shape_of_the_domain(self) -> Self:
+        if not self.domain.fits(self.image_shape):
+            raise ValueError(f"image_shape is not one of {self.domain}")
+        return self
+
 
 class WeightsOptions(ExternalPaths):
     path: Path | None = Field(None, description="directory of other weights than the shipped ones")
@@ -77,14 +89,14 @@ class DefinedSuite:
     `load` returns a split; nothing is read before it is asked.
     """
 
-    posterior_known = False
+    prior: ExactPrior | None = None
     execution = Execution()
     _for_timing = False
 
     def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
         self._definition, self._load, self._weights = definition, load, weights
         self.data_options = dump(data)
-        self.name, self.modality, self.num_classes = definition.name, definition.modality, definition.num_classes
+        self.name, self.domain, self.num_classes = definition.name, definition.domain, definition.num_classes
         self.image_shape, self.latent_shape = definition.image_shape, definition.latent_shape
         self.num_images, self.num_samples = definition.num_images, definition.num_samples
         self.batch_size = definition.batch_size
@@ -134,7 +146,7 @@ class DefinedSuite:
         """The same suite on random images and, where its codec is a network, on a random one: for timing only."""
         other = copy.copy(self)
         other._for_timing = True
-        if self.modality == "images":
+        if self.domain is IMAGES:
             other._load, other._datasets = partial(random_images, self.image_shape, self.num_classes), {}
         return other
 
@@ -153,8 +165,11 @@ class DefinedSuite:
         classes, defaults = self._known_tasks()
         if name not in classes:
             raise unknown_name("task", name, classes)
-        if self.modality == "points" and issubclass(classes[name], InverseProblem):
-            raise UserError(f"The task {name} is for images; the suite {self.name} has points: {', '.join(self.task_names)}.")
+        domain = classes[name].domain
+        if domain is not self.domain:
+            raise UserError(
+                f"The task {name} is for {domain}; the suite {self.name} has {self.domain}: {', '.join(self.task_names)}."
+            )
         values = {**defaults.get(name, {}), **options}
         task = classes[name](self.image_shape, validate(classes[name].Options, values, "task."), name)
         # What adapters are conditioned on: two tasks of one operator at different settings are two problems.
@@ -170,9 +185,6 @@ class DefinedSuite:
             classes[name] = task_registry.get(values.pop("problem", name))
             defaults[name] = values
         return classes, defaults
-
-    def posterior(self, measurement: Measurement) -> ExactPosterior:
-        raise UserError(f"The posterior is not known in the suite {self.name}.")
 
     def codec(self, device: torch.device, meter: Meter) -> IdentityCodec | AutoencoderCodec:
         """Raises MissingError where the codec's weights are not there."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from vfmbench.interfaces import Dataset, ExactPosterior
-from vfmbench.measurement import Measurement, NoiseSource
+from vfmbench.interfaces import Dataset, ExactPrior
 from vfmbench.models.flow import FlowModel
 from vfmbench.models.metering import Meter
 from vfmbench.options import Options, validate
@@ -25,14 +24,6 @@ from vfmbench.tasks.suites import DefinedSuite, WeightsOptions, read_definition
 from vfmbench.weights.store import WeightStore
 
 SPLITS = {"train": 20_000, "validation": 2_000, "test": 10_000}
-
-
-class Prior(Protocol):
-    """A distribution of points: see vfmbench.tasks.exact."""
-
-    def draw(self, noise: NoiseSource) -> Tensor: ...
-
-    def posterior(self, measurement: Measurement) -> ExactPosterior: ...
 
 
 class NoData(Options):
@@ -62,23 +53,19 @@ class KnownFlowWeights(WeightStore):
 class ExactSuite(DefinedSuite):
     """Args: velocity: u(x, t, r, label) of the prior where it is known; None where the flow is learned."""
 
-    posterior_known = True
-
     def __init__(
         self,
         name: str,
         data: Options,
         weights: WeightsOptions,
-        prior: Prior,
+        prior: ExactPrior,
         shape: tuple[int, int, int],
         velocity: nn.Module | None,
     ):
-        self._prior, self._velocity = prior, velocity
+        self.prior: ExactPrior = prior
+        self._velocity = velocity
         definition = read_definition(name).model_copy(update={"image_shape": shape, "latent_shape": shape})
         super().__init__(definition, self._draw, data, weights)
-
-    def posterior(self, measurement: Measurement) -> ExactPosterior:
-        return self._prior.posterior(measurement)
 
     def flow(self, device: torch.device) -> FlowModel:
         if self._velocity is None:
@@ -87,7 +74,7 @@ class ExactSuite(DefinedSuite):
 
     def _draw(self, split: str) -> Dataset:
         rows = torch.arange(SPLITS[split])
-        points = self._prior.draw(PhiloxNoise(0, f"points/{split}", rows))
+        points = self.prior.draw(PhiloxNoise(0, f"points/{split}", rows))
         return ArrayDataset(points, torch.zeros_like(rows))
 
     def _weight_store(self, path: Path | None) -> WeightStore:
@@ -97,7 +84,7 @@ class ExactSuite(DefinedSuite):
         hint = store.hint
         if not self.training:
             hint = f"The flow of the suite {self.name} is a formula, and it has no trained adapters; solvers run."
-        points = self._prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
+        points = self.prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
         return KnownFlowWeights(store.directory, hint, hashlib.sha256(points.numpy().tobytes()).hexdigest())
 
 

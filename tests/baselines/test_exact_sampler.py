@@ -27,7 +27,7 @@ class ScalarPosterior:
 
 
 def test_draws_come_from_the_suites_posterior():
-    suite = SimpleNamespace(posterior=lambda measurement: ScalarPosterior(measurement.y))
+    suite = SimpleNamespace(prior=SimpleNamespace(posterior=lambda measurement: ScalarPosterior(measurement.y)))
     sampler = ExactPosteriorSampler(suite, SamplerOptions(), CPU)
     measurement = direct([1.0], MatrixOperator(torch.eye(1), (1, 1, 1)), 1.0)
     samples = sampler.sample(measurement, 4000, PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(4000))))
@@ -40,7 +40,9 @@ def test_draws_come_from_the_suites_posterior():
 
 def test_it_runs_where_the_posterior_is_known():
     for known in (True, False):
-        supported, reason = ExactPosteriorSampler.supports(None, SimpleNamespace(posterior_known=known, name="digits"))
+        supported, reason = ExactPosteriorSampler.supports(
+            None, SimpleNamespace(prior=object() if known else None, name="digits")
+        )
         assert supported is known
         assert ("not known in the suite digits" in reason) is not known
 
@@ -59,7 +61,7 @@ def test_mixture_of_the_harness_by_name():
         return measurement, sampler.sample(measurement, 2000, noise).images
 
     measurement, images = draw([0, 1, 2])
-    posterior = suite.posterior(measurement)
+    posterior = suite.prior.posterior(measurement)
     weights, shares = posterior.mode_weights(), posterior.mode_shares(images).mean(1)
     assert ((shares - weights).abs() < 4 * (weights * (1 - weights) / 2000).sqrt() + 1e-3).all()
     torch.testing.assert_close(draw([1])[1][0], images[1], rtol=0, atol=1e-6)

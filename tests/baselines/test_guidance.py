@@ -15,8 +15,8 @@ from vfmbench.baselines.mpgd import MPGD
 from vfmbench.baselines.psld import PSLD
 from vfmbench.baselines.unguided import Unguided
 from vfmbench.config import RunConfig
+from vfmbench.domains import IMAGES
 from vfmbench.errors import MissingError, UserError
-from vfmbench.models.images import to_float
 from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
@@ -229,7 +229,7 @@ def digits():
     suite = suites.get("digits")({})
     images, label = suite.dataset("validation").load(range(4))
     index = torch.arange(4)
-    return suite, suite.task("super_resolution", {}).measure(to_float(images), label, index, seed=0)
+    return suite, suite.task("super_resolution", {}).measure(IMAGES.restore(images), label, index, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_daps_stays_in_the_range_of_digits(digits, name):
     """Saturated pixels have no gradient, so the curvature of the data term comes and goes."""
     suite, _ = digits
     images, label = suite.dataset("validation").load(range(8))
-    measurement = suite.task(name, {}).measure(to_float(images), label, torch.arange(8), seed=0)
+    measurement = suite.task(name, {}).measure(IMAGES.restore(images), label, torch.arange(8), seed=0)
     noise = PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(1)))
     samples = LatentDAPS(suite, LatentDAPS.Options(steps=20), CPU).sample(measurement, 1, noise)
     assert samples.images.abs().max() < 5

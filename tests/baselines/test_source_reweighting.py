@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vfmbench.baselines.particles import choose, effective_ancestors, effective_size, temperature_step
 from vfmbench.baselines.pool_likelihood import MatrixLikelihood, OperatorLikelihood
 from vfmbench.baselines.source_reweighting import SourceReweighting
+from vfmbench.domains import IMAGES, POINTS
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement
 from vfmbench.options import validate
@@ -36,7 +37,7 @@ from .toys import (
 
 
 class Suite(ToySuite):
-    modality = "points"
+    domain = POINTS
 
     @property
     def image_shape(self):
@@ -360,7 +361,7 @@ def test_without_any_likelihood_nothing_is_pretended():
 
 
 def test_support():
-    points, images = SimpleNamespace(modality="points"), SimpleNamespace(modality="images")
+    points, images = SimpleNamespace(domain=POINTS), SimpleNamespace(domain=IMAGES)
     assert SourceReweighting.supports(toy_task("hdr"), points) == (True, "")
     supported, note = SourceReweighting.supports(toy_task("denoise"), images)
     assert supported

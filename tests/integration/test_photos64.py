@@ -7,8 +7,8 @@ import torch
 
 from vfmbench import RunConfig
 from vfmbench.cli import main
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
-from vfmbench.models.images import to_float
 from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
 from vfmbench.running.plan import plan
@@ -33,7 +33,7 @@ def test_a_run_needs_nothing_but_the_package(tmp_path, capsys):
 
 def test_the_codec_is_better_than_block_pca_of_the_same_size(suite):
     codec = suite.codec(CPU, Meter(CPU))
-    images = to_float(suite.dataset("test").load(range(64))[0])
+    images = IMAGES.restore(suite.dataset("test").load(range(64))[0])
     blocks = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
     centred = blocks - blocks.mean(0)
     # Fitted to the very images that it is judged on.

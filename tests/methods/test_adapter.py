@@ -3,6 +3,7 @@ import inspect
 import pytest
 import torch
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.methods.adapter import (
     LOGVAR_RANGE,
@@ -13,7 +14,6 @@ from vfmbench.methods.adapter import (
     expand_adapter_size,
 )
 from vfmbench.models.codecs import IdentityCodec
-from vfmbench.models.images import to_float
 from vfmbench.registry import suites
 from vfmbench.restoration import regularised_inverse
 
@@ -109,7 +109,7 @@ def test_a_restored_adapter_starts_around_the_restored_latent():
 def test_a_restored_adapter_sees_observation_inverse_and_mask():
     suite = suites.get("digits")({})
     images, label = suite.dataset("validation").load(range(4))
-    images, index = to_float(images), torch.arange(4)
+    images, index = IMAGES.restore(images), torch.arange(4)
     for name in ("inpaint_box", "super_resolution"):
         measurement = suite.task(name, {}).measure(images, label, index, 0)
         operator = measurement.operator

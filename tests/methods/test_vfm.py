@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.methods.vfm import VFM, FrozenAdapter
-from vfmbench.models.images import to_float
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites
@@ -22,7 +22,7 @@ def suite():
 
 def measure(suite, name, rows=4, **options):
     images, label = suite.dataset("validation").load(range(rows))
-    return to_float(images), suite.task(name, options).measure(to_float(images), label, torch.arange(rows), seed=0)
+    return IMAGES.restore(images), suite.task(name, options).measure(IMAGES.restore(images), label, torch.arange(rows), seed=0)
 
 
 def noise_for(measurement):

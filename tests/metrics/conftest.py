@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vfmbench.domains import POINTS
 from vfmbench.measurement import NoiseSource
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.randomness import PhiloxNoise, sample_rows
@@ -95,7 +96,7 @@ def make_points() -> Callable[..., EvaluationSet]:
         truth, samples, prior = (
             posterior.sample(count, PhiloxNoise(seed, stream, *rows)) for stream in ("truth", "samples", "prior")
         )
-        known = {"samples": scale * samples, "exact": posterior, "prior": prior, "planned": n}
+        known = {"domain": POINTS, "samples": scale * samples, "exact": posterior, "prior": prior, "planned": n}
         return EvaluationSet(truth=truth[:, 0].clone(), **{**known, **fields})
 
     return make

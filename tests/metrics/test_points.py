@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from vfmbench.domains import POINTS
 from vfmbench.errors import UserError
 from vfmbench.metrics.calibration import calibration, random_cycle, spread_skill, tarp
 from vfmbench.metrics.compute import compute_metrics
-from vfmbench.metrics.evaluation import PIXELS, POINTS, EvaluationSet
+from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.posterior import crps, diversity, nlpd, residual
 from vfmbench.registry import metrics
 
@@ -23,7 +24,7 @@ def gaussian_points():
         mean = offset + torch.randn((n, 2, 1, 1), generator=generator)
         truth = mean + 0.1 * torch.randn((n, 2, 1, 1), generator=generator)
         samples = mean[:, None] + scale * 0.1 * torch.randn((n, count, 2, 1, 1), generator=generator)
-        return EvaluationSet(truth=truth, samples=samples, planned=n)
+        return EvaluationSet(domain=POINTS, truth=truth, samples=samples, planned=n)
 
     return make
 
@@ -132,9 +133,7 @@ def test_image_metrics_refuse_points(make_points, pixel_space):
             compute("pixels")
 
 
-def test_the_space_of_values(make_set, make_points):
-    assert make_set().value_space is PIXELS
-    assert make_points().value_space is POINTS
+def test_blocks_keep_the_domain(make_points):
     blocks = make_points(5, 3).over_blocks(lambda block: block.truth.flatten(1))
     torch.testing.assert_close(blocks, make_points(5, 3).truth.flatten(1))
 
@@ -142,8 +141,8 @@ def test_the_space_of_values(make_set, make_points):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: {"truth": s.truth.double(), "samples": s.samples.double()}, "float32 points"),
-        (lambda s: {"truth": s.truth.double()}, "float32 points"),
+        (lambda s: {"truth": s.truth.double(), "samples": s.samples.double()}, "points of torch.float32"),
+        (lambda s: {"truth": s.truth.double()}, "points of torch.float32"),
         (lambda s: {"exact": type(s.exact)(torch.ones(3))}, "12 images need as many exact posteriors, not 3"),
         (lambda s: {"prior": s.prior[:, :4]}, "prior samples"),
         (lambda s: {"prior": s.prior.double()}, "prior samples"),

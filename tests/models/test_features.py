@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.models.feature_cache import CachedFeatures
 from vfmbench.models.features import embedded_space, external_space
-from vfmbench.models.images import to_float
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.registry import suites
 from vfmbench.weights.external import ExternalPaths, load_external
@@ -114,8 +114,8 @@ def test_photonet_is_small():
 
 
 def test_photonet_treats_each_image_by_itself(images, photonet):
-    whole = photonet(to_float(images))
-    alone = torch.cat([photonet(to_float(image[None])) for image in images])
+    whole = photonet(IMAGES.restore(images))
+    alone = torch.cat([photonet(IMAGES.restore(image[None])) for image in images])
     torch.testing.assert_close(whole, alone)
 
 

@@ -7,7 +7,7 @@ from matplotlib import pyplot
 
 from vfmbench.cli import main
 from vfmbench.config import RunConfig
-from vfmbench.reporting.grid import posterior_grid
+from vfmbench.reporting.pictures import posterior_picture
 from vfmbench.reporting.point_panels import PointPanels, observed_lines
 from vfmbench.reporting.point_runs import PointRun, observations
 from vfmbench.running.plan import plan
@@ -40,7 +40,7 @@ def seen_by(checked, positions=(0, 1, 2)):
 def test_pictures_of_every_suite(suite, data, tmp_path):
     checked = planned(tmp_path, suite, data)
     execute(checked)
-    path = posterior_grid(checked)
+    path = posterior_picture(checked)
     assert path == checked.store.directory / "grid.png"
     assert path.stat().st_size > 10_000
     overrides = [word for key, value in (data or {}).items() for word in ("--set", f"data.{key}={value}")]
@@ -71,7 +71,7 @@ def test_panels_show_what_was_stored(tmp_path, monkeypatch):
     execute(checked)
     close, figures = pyplot.close, []
     monkeypatch.setattr(pyplot, "close", figures.append)
-    posterior_grid(checked)
+    posterior_picture(checked)
     shards = Shards(checked.store.directory).read()
     truth = checked.dataset.load([0, 1, 2])[0].flatten(1)
     for number, axis in enumerate(figures[0].axes):

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import Status
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
 from vfmbench.running.shards import Shard, Shards
 
-SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), posterior_known=False)
+SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), prior=None, domain=IMAGES)
 
 
 class Dataset:

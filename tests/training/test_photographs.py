@@ -6,9 +6,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.models.features import embedded_space
-from vfmbench.models.images import to_float
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.registry import suites
 from vfmbench.training.photographs import (
@@ -204,7 +204,7 @@ def test_the_trained_weights_are_a_feature_space(suite, tmp_path):
     network.load_state_dict(weights.part("photonet"))
     stored, _ = Patches().load(range(5))
     assert space.features(stored).shape == (5, 8)
-    torch.testing.assert_close(space.features(stored), network(to_float(stored)).detach())
+    torch.testing.assert_close(space.features(stored), network(IMAGES.restore(stored)).detach())
 
 
 def test_evaluation_of_embeddings_that_are_known(suite):

@@ -8,7 +8,7 @@ import json
 from vfmbench.commands.common import checked_cell, names, run_configs
 from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
 from vfmbench.registry import samplers, suites
-from vfmbench.reporting import console, grid, rendering, tables
+from vfmbench.reporting import console, pictures, rendering, tables
 from vfmbench.results.comparison import Entry, compare
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import Plan
@@ -22,14 +22,14 @@ def main(options: argparse.Namespace) -> int:
     pairs = [(method, task) for task in tasks for method in methods]
     cells = [checked_cell(config) for config in run_configs(options, pairs)]
     results: dict[str, dict[str, Run]] = {}
-    pictures = []
+    drawn = []
     for task in tasks:
         row = {method: cell for (method, other), cell in zip(pairs, cells, strict=True) if other == task}
         results[task] = {method: _run_cell(method, task, cell) for method, cell in row.items()}
         done = {method for method, result in results[task].items() if result.status == Status.DONE}
         finished = [cell for method, cell in row.items() if method in done and isinstance(cell, Plan)]
         if finished:
-            pictures.append(grid.comparison_grid(finished))
+            drawn.append(pictures.comparison_picture(finished))
     if options.json:
         print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
     else:
@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
             first = next((entry.heading for entry in entries if entry.run is not None), None)
             console.OUT.print(rendering.to_text(compare(task, entries, first)))
         console.OUT.print(f"{rendering.legend('the first finished method')} {tables.comparison_note(options.preset)}")
-        console.OUT.print("\n".join(f"Picture: {path}" for path in pictures))
+        console.OUT.print("\n".join(f"Picture: {path}" for path in drawn))
     statuses = {run.status for row in results.values() for run in row.values()}
     if Status.FAILED in statuses:
         return EXIT_FAILED
@@ -61,7 +61,7 @@ def _run_cell(method: str, task: str, cell: Plan | MissingError) -> Run:
         with console.progress(f"{method} on {task}") as update:
             result = execute(cell, update)
         if result.status == Status.DONE:
-            grid.posterior_grid(cell)
+            pictures.posterior_picture(cell)
         return result
     except MissingError as error:
         return Run(cell.store, Status.MISSING, str(error))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from vfmbench.commands.common import run_configs
-from vfmbench.reporting import grid
+from vfmbench.reporting import pictures
 from vfmbench.running.plan import plan
 
 
 def main(options: argparse.Namespace) -> int:
     checked = plan(run_configs(options, [("adjoint", options.task)])[0])
-    print(grid.task_preview(checked))
+    print(pictures.task_picture(checked))
     return 0

@@ -8,7 +8,7 @@ import sys
 
 from vfmbench.commands.common import print_metrics, run_configs
 from vfmbench.errors import Status, UserError
-from vfmbench.reporting import console, grid, tables
+from vfmbench.reporting import console, pictures, tables
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute
 
@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"vfmbench: {result.note}", file=sys.stderr)
     if result.status != Status.DONE:
         return UserError.exit_code
-    picture = grid.posterior_grid(checked)
+    picture = pictures.posterior_picture(checked)
     if not options.json:
         print_metrics(tables.run_table(result), result.results().metrics())
         console.OUT.print(

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue
-from vfmbench.metrics.evaluation import PIXELS, EvaluationSet
+from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.ranks import (
     calibration_error,
     central_coverage,
@@ -45,15 +46,15 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
     """
     _check_samples(evaluation, "ranks among an image's samples need")
     truth, samples = evaluation.truth.flatten(1), evaluation.samples.flatten(2)
-    stored = evaluation.value_space
+    domain = evaluation.domain
 
     def of_values() -> list[MetricValue]:
-        what = f"{truth.shape[1]} {stored.entries}"
-        if stored is not PIXELS:
-            return _rank_values(stored.name, _in_blocks(rank_shares, truth, samples), what)
+        what = f"{truth.shape[1]} {domain.entries}"
+        if domain is not IMAGES:
+            return _rank_values(domain.unit, _in_blocks(rank_shares, truth, samples), what)
         levels, nearest = data_levels(truth)
         shares = _in_blocks(lambda x, y: rank_shares(x, y if levels == 256 else nearest[y.long()]), truth, samples)
-        return _rank_values(stored.name, shares, f"{what}, samples rounded to the {levels} grey levels of the true images")
+        return _rank_values(domain.unit, shares, f"{what}, samples rounded to the {levels} grey levels of the true images")
 
     def in_space(name: str) -> list[MetricValue]:
         of_truth, of_samples = evaluation.features(name)
@@ -62,7 +63,7 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
         what = f"projections of raw features on {_PROJECTIONS} random directions (seed {_SEED}, the same for every method)"
         return _rank_values(name, shares, what, evaluation.space(name))
 
-    values = attempt([f"{name}@{stored.name}" for name in _RANK_NAMES], of_values)
+    values = attempt([f"{name}@{domain.unit}" for name in _RANK_NAMES], of_values)
     return values + in_each_space(evaluation, _RANK_NAMES, in_space)
 
 
@@ -92,7 +93,7 @@ def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
     def in_space(name: str) -> list[MetricValue]:
         return [value(name, *evaluation.features(name), evaluation.space(name))]
 
-    of_values = value(evaluation.value_space.name, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
+    of_values = value(evaluation.domain.unit, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
     return [of_values, *in_each_space(evaluation, ["tarp"], in_space)]
 
 
@@ -105,15 +106,15 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
     share in it) is S r^2 / (S + 1 - r^2) of this ratio r, and says the same.
     """
     _check_samples(evaluation, "the spread of an image's samples needs")
-    count, stored = evaluation.num_samples, evaluation.value_space
+    count, domain = evaluation.num_samples, evaluation.domain
 
     def moments(truth: Tensor, samples: Tensor) -> Tensor:
         """Mean variance and mean squared error in stored numbers, whose unit cancels; [n,P], [n,S,P] -> [n,2]."""
-        numbers = samples.to(stored.dtype)
+        numbers = samples.to(domain.exact_dtype)
         # In this type samples without spread have none here.
         mean = numbers.sum(1) / count
         variance = (numbers - mean[:, None]).square().sum((1, 2), dtype=torch.float64) / (count - 1)
-        error = (mean - truth.to(stored.dtype)).square().sum(1, dtype=torch.float64)
+        error = (mean - truth.to(domain.exact_dtype)).square().sum(1, dtype=torch.float64)
         return torch.stack([variance, error], dim=1) / truth.shape[1]
 
     def ratio(means: Tensor) -> Tensor:
@@ -122,9 +123,9 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
     per_image = _in_blocks(moments, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
     if per_image[:, 1].sum() == 0:
         raise UserError("the mean of the samples is the truth in every entry, so there is no error to compare with")
-    of_what = f"K={count} samples, {stored.entries}"
+    of_what = f"K={count} samples, {domain.entries}"
     settings = f"sqrt of (K+1)/K mean variance over mean squared error of the mean, {of_what}; {_INTERVAL}"
-    return [_set_value(f"spread_skill@{stored.name}", ratio, per_image, settings, with_curves=False)]
+    return [_set_value(f"spread_skill@{domain.unit}", ratio, per_image, settings, with_curves=False)]
 
 
 def quoted_level(count: int) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vfmbench.domains import IMAGES, POINTS, Domain
 from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import ExactPosterior, FeatureSpace, PerceptualDistance
 from vfmbench.randomness import PhiloxNoise, sample_rows
@@ -18,30 +19,6 @@ _BLOCK_VALUES = 2**20
 _EXACT_SEED = 0
 
 
-@dataclass(frozen=True)
-class ValueSpace:
-    """What the stored numbers are, and in which unit metrics of the numbers themselves quote them.
-
-    Attributes:
-        name: what stands behind such a metric's name, as in `crps@pixel`.
-        entries: what the numbers of one image or point are called.
-        scale: from stored numbers to quoted ones.
-        settings: what the quoted numbers are.
-        dtype: floating type in which the mean of equal numbers is that number.
-    """
-
-    name: str
-    entries: str
-    scale: float
-    settings: str
-    dtype: torch.dtype
-
-
-# 8-bit levels are exact integers, and [-1, 1] is 255 levels wide.
-PIXELS = ValueSpace("pixel", "pixels", 2 / 255, "images in [-1,1]", torch.float32)
-POINTS = ValueSpace("point", "coordinates", 1.0, "points in their own unit", torch.float64)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationSet:
     """True images and posterior samples of a run, as they were stored.
@@ -49,6 +26,7 @@ class EvaluationSet:
     What is said of images holds for points too, unless a metric calls `check_images`.
 
     Attributes:
+        domain: whether the data are images or points.
         truth: uint8 images [N,C,H,W], or float32 points [N,d,1,1].
         samples: [N,S,C,H,W], of the same type.
         label: class of each image, int64 [N], or None where the data has no classes.
@@ -64,6 +42,7 @@ class EvaluationSet:
         UserError: no images or samples, wrong types, or counts and sizes that do not match.
     """
 
+    domain: Domain = IMAGES
     truth: Tensor
     samples: Tensor
     label: Tensor | None = None
@@ -78,8 +57,9 @@ class EvaluationSet:
     _exact_samples: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.truth.dtype != self.samples.dtype or self.truth.dtype not in (torch.uint8, torch.float32):
-            raise UserError(f"metrics need uint8 images or float32 points, not {self.truth.dtype} and {self.samples.dtype}")
+        stored = self.domain.stored_dtype
+        if (self.truth.dtype, self.samples.dtype) != (stored, stored):
+            raise UserError(f"metrics need {self.domain} of {stored}, not of {self.truth.dtype} and {self.samples.dtype}")
         if self.truth.ndim != 4 or self.samples.ndim != 5 or self.samples.numel() == 0:
             raise UserError(
                 "metrics need true images [N,C,H,W] and samples [N,S,C,H,W], at least one of each, "
@@ -111,15 +91,9 @@ class EvaluationSet:
         """Samples of each image, S."""
         return self.samples.shape[1]
 
-    @property
-    def value_space(self) -> ValueSpace:
-        """What the stored numbers are."""
-        return PIXELS if self.truth.dtype == torch.uint8 else POINTS
-
     def check_images(self, what: str) -> None:
         """Raises UserError, which says that `what` needs images, where the data are points."""
-        if self.value_space is not PIXELS:
-            raise UserError(f"{what} needs images, and the data are points")
+        IMAGES.check(self.domain, what)
 
     @property
     def truth_unit(self) -> Tensor:
@@ -214,7 +188,7 @@ class EvaluationSet:
 
     def exact_posterior(self) -> ExactPosterior:
         """Raises: MissingError if the posterior is not known or the data are images."""
-        if self.exact is None or self.value_space is not POINTS:
+        if self.exact is None or self.domain is not POINTS:
             raise MissingError("the suite's posterior is not known in closed form")
         return self.exact
 
@@ -240,7 +214,7 @@ class EvaluationSet:
             MissingError: the method has no prior samples, or the data are images.
             UserError: they are not finite.
         """
-        if self.prior is None or self.value_space is not POINTS:
+        if self.prior is None or self.domain is not POINTS:
             raise MissingError("the method has no prior samples")
         if not self.prior.isfinite().all():
             raise UserError(f"{int((~self.prior.isfinite()).flatten(2).any(2).sum())} prior samples are not finite")

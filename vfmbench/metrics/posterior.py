@@ -19,18 +19,18 @@ _CRPS_NAMES = ("crps", "crps_fair")
 
 def crps(evaluation: EvaluationSet) -> list[MetricValue]:
     """Energy score of the images (in [-1, 1]) or points, and on L2-normalised features of each space, by both estimators."""
-    count, stored = evaluation.num_samples, evaluation.value_space
+    count, domain = evaluation.num_samples, evaluation.domain
 
     def of_values() -> list[MetricValue]:
         distance, spread = energy_terms(evaluation.truth.flatten(1), evaluation.samples.flatten(2))
         # The score scales with the numbers.
-        return _crps_values(stored.name, distance * stored.scale, spread * stored.scale, count, stored.settings)
+        return _crps_values(domain.unit, distance * domain.scale, spread * domain.scale, count, domain.settings)
 
     def in_space(name: str) -> list[MetricValue]:
         terms = energy_terms(*evaluation.features(name, normalised=True))
         return _crps_values(name, *terms, count, "L2-normalised features", evaluation.space(name))
 
-    values = attempt([f"{name}@{stored.name}" for name in _CRPS_NAMES], of_values)
+    values = attempt([f"{name}@{domain.unit}" for name in _CRPS_NAMES], of_values)
     return values + in_each_space(evaluation, _CRPS_NAMES, in_space)
 
 
@@ -99,10 +99,10 @@ def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
     count = evaluation.num_samples
     if count < 2:
         raise UserError("the spread of an image's samples needs at least 2 of them")
-    stored = evaluation.value_space
-    per_image = evaluation.over_blocks(lambda block: stored.scale * block.samples.double().std(1).flatten(1).mean(1))
-    settings = f"{stored.settings}; K={count} samples; mean over {stored.entries}"
-    return [mean_value(f"diversity@{stored.name}", per_image, settings)]
+    domain = evaluation.domain
+    per_image = evaluation.over_blocks(lambda block: domain.scale * block.samples.double().std(1).flatten(1).mean(1))
+    settings = f"{domain.settings}; K={count} samples; mean over {domain.entries}"
+    return [mean_value(f"diversity@{domain.unit}", per_image, settings)]
 
 
 def residual(evaluation: EvaluationSet) -> list[MetricValue]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import unknown_name
 from vfmbench.interfaces import FeatureSpace
 from vfmbench.models.classifier import SmallClassifier
 from vfmbench.models.dino import DinoFeatures
 from vfmbench.models.feature_cache import CachedFeatures, cache_folder
-from vfmbench.models.images import to_float
 from vfmbench.models.inception import InceptionFeatures
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.weights.external import ExternalPaths, ExternalWeights, load_external
@@ -56,10 +56,10 @@ class ClassifierFeatures:
         self._network.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> Tensor:
-        return self._network.features(to_float(images.to(self._device))).cpu()
+        return self._network.features(IMAGES.restore(images.to(self._device))).cpu()
 
     def classify(self, images: Tensor) -> Tensor:
-        return self._network(to_float(images.to(self._device))).argmax(1).cpu()
+        return self._network(IMAGES.restore(images.to(self._device))).argmax(1).cpu()
 
 
 class PhotoFeatures:
@@ -74,7 +74,7 @@ class PhotoFeatures:
         self._network.eval().requires_grad_(False).to(device)
 
     def features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._network(to_float(batch.to(self._device))).cpu() for batch in images.split(_BATCH)])
+        return torch.cat([self._network(IMAGES.restore(batch.to(self._device))).cpu() for batch in images.split(_BATCH)])
 
     def classify(self, images: Tensor) -> None:
         """None: it knows its training's photographs, and no classes."""

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vfmbench.errors import UserError
-from vfmbench.models.images import to_float, to_uint8
-from vfmbench.reporting.points import comparison_picture, posterior_picture, task_picture
+from vfmbench.domains import IMAGES
 from vfmbench.running.plan import Plan
 from vfmbench.running.shards import Shards
 
@@ -22,10 +20,8 @@ MAX_SAMPLES = 5
 def posterior_grid(plan: Plan) -> Path:
     """Writes `grid.png` into the run's directory: observation, samples, mean, standard deviation and truth of the first images.
 
-    Reads the stored samples; runs no model. Points are drawn as points.
+    Reads the stored samples; runs no model.
     """
-    if plan.suite.modality == "points":
-        return posterior_picture(plan)
     shards = Shards(plan.store.directory).read()
     index = torch.cat([shard.index for shard in shards])
     images = torch.cat([shard.images for shard in shards])
@@ -33,16 +29,16 @@ def posterior_grid(plan: Plan) -> Path:
     samples = images[rows]
     truth, measurement = plan.measure(index[rows].tolist())
     shown = min(MAX_SAMPLES, samples.shape[1])
-    columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
+    columns = [("observation", IMAGES.store(measurement.operator.to_image(measurement.y)).cpu())]
     columns += [(f"sample {number + 1}", samples[:, number]) for number in range(shown)]
     if samples.shape[1] > 1:
-        values = to_float(samples)
+        values = IMAGES.restore(samples)
         spread = values.std(dim=1)
         columns += [
-            (f"mean of {samples.shape[1]}", to_uint8(values.mean(dim=1))),
-            (f"std, white = {spread.max():.2f}", to_uint8(2 * spread / spread.max().clamp_min(1e-6) - 1)),
+            (f"mean of {samples.shape[1]}", IMAGES.store(values.mean(dim=1))),
+            (f"std, white = {spread.max():.2f}", IMAGES.store(2 * spread / spread.max().clamp_min(1e-6) - 1)),
         ]
-    columns.append(("truth", to_uint8(truth).cpu()))
+    columns.append(("truth", IMAGES.store(truth).cpu()))
     identity = plan.identity
     title = f"{identity.method} on {identity.task} ({identity.suite}, {identity.split}, seed {identity.seed})"
     return draw(columns, title, plan.store.directory / "grid.png")
@@ -55,14 +51,12 @@ def comparison_grid(plans: Sequence[Plan]) -> Path:
         plans: finished runs of one task on the same images.
     """
     first = plans[0]
-    if first.suite.modality == "points":
-        return comparison_picture(plans)
     stored = {plan.identity.method: _first_samples(plan) for plan in plans}
     common = sorted(set.intersection(*(set(samples) for samples in stored.values())))[:MAX_ROWS]
     truth, measurement = first.measure(common)
-    columns = [("observation", to_uint8(measurement.operator.to_image(measurement.y)).cpu())]
+    columns = [("observation", IMAGES.store(measurement.operator.to_image(measurement.y)).cpu())]
     columns += [(method, torch.stack([samples[index] for index in common])) for method, samples in stored.items()]
-    columns.append(("truth", to_uint8(truth).cpu()))
+    columns.append(("truth", IMAGES.store(truth).cpu()))
     identity = first.identity
     title = f"{identity.task}, one sample of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
     return draw(columns, title, first.store.directory.parents[2] / f"compare-{identity.task}.png")
@@ -74,30 +68,16 @@ def _first_samples(plan: Plan) -> dict[int, Tensor]:
     return {int(index): image[0] for shard in shards for index, image in zip(shard.index, shard.images, strict=True)}
 
 
-def task_preview(plan: Plan) -> Path:
-    """Writes `<out>/<suite>/preview-<task>.png`: truth, observation, adjoint and pseudo-inverse of the first images.
-
-    Points are drawn as points, with their exact posteriors.
-    """
-    count = min(MAX_ROWS, plan.identity.num_images)
-    positions = plan.dataset.readable(range(count))
-    if not positions:
-        raise UserError(f"None of the first {count} images can be decoded; the first is {plan.dataset.errors[0]}.")
-    directory = plan.store.directory.parents[2]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
-    path = directory / f"preview-{plan.task.name}.png"
-    if plan.suite.modality == "points":
-        return task_picture(plan, positions, path)
+def task_grid(plan: Plan, positions: Sequence[int], path: Path) -> Path:
+    """Writes truth, observation, adjoint and pseudo-inverse of the images at the given positions."""
+    positions = list(positions[:MAX_ROWS])
     truth, measurement = plan.measure(positions)
     operator = measurement.operator
     columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
     if operator.linear:
         columns += [("adjoint", operator.adjoint(measurement.y)), ("pseudo-inverse", operator.pinv(measurement.y))]
     title = f"{plan.task.name} ({plan.identity.suite}, seed {plan.identity.seed})"
-    return draw([(name, to_uint8(images).cpu()) for name, images in columns], title, path)
+    return draw([(name, IMAGES.store(images).cpu()) for name, images in columns], title, path)
 
 
 def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
+from vfmbench.domains import POINTS
 from vfmbench.errors import UserError
 from vfmbench.interfaces import Dataset, ExactPosterior, Suite, Task
 from vfmbench.measurement import Measurement
@@ -83,8 +84,10 @@ class PointRun:
         directory = run.store.directory
         identity = validate(RunIdentity, run.identity, f"{directory / 'config.yaml'}: identity.")
         suite: Suite = suites.get(identity.suite)({"data": identity.suite_options})
-        if suite.modality != "points":
-            raise UserError(f"{directory} is a run on images (suite {suite.name}); this figure is for suites of points.")
+        if suite.domain is not POINTS:
+            raise UserError(
+                f"{directory} is a run on {suite.domain} (suite {suite.name}); this figure is for suites of {POINTS}."
+            )
         dataset = suite.dataset(identity.split)
         if dataset.sha256 != identity.dataset_sha256:
             raise UserError(f"The points of the suite {suite.name} are not those that {directory} was made from.")
@@ -137,8 +140,8 @@ class PointRun:
 
 def observations(identity: RunIdentity, suite: Suite, task: Task, dataset: Dataset, positions: Sequence[int]) -> Observations:
     """The run's observations at the given positions of its split."""
-    truth, measurement = measured(task, dataset, identity, list(positions), torch.device("cpu"))
-    posterior = suite.posterior(measurement) if suite.posterior_known else None
+    truth, measurement = measured(task, dataset, suite.domain, identity, list(positions), torch.device("cpu"))
+    posterior = None if suite.prior is None else suite.prior.posterior(measurement)
     return Observations(torch.tensor(list(positions)), truth.flatten(1), measurement, posterior)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
+from vfmbench.domains import Domain
 from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.interfaces import Dataset, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.models.images import to_float
 from vfmbench.randomness import split_seed
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.shards import Shards
@@ -49,12 +49,12 @@ def metric_networks(suite: Suite, device: torch.device) -> MetricNetworks:
 
 
 def measured(
-    task: Task, dataset: Dataset, identity: RunIdentity, positions: list[int], device: torch.device
+    task: Task, dataset: Dataset, domain: Domain, identity: RunIdentity, positions: list[int], device: torch.device
 ) -> tuple[Tensor, Measurement]:
     """True images [B,C,H,W] in [-1,1] and the run's measurement of them, the same at every call, on `device`."""
     images, label = dataset.load(positions)
     index = torch.tensor(positions, device=device)
-    truth = to_float(images.to(device))
+    truth = domain.restore(images.to(device))
     return truth, task.measure(truth, label.to(device), index, split_seed(identity.split, identity.seed))
 
 
@@ -91,11 +91,12 @@ def stored_evaluation(
             parts[name][places] = getattr(shard, name)[inside]
     truth, label = dataset.load(kept)
     exact = None
-    if suite.posterior_known and task is not None:
+    if suite.prior is not None and task is not None:
         # Of another task than the suite's own the posterior may not be known, which is no reason to lose the other metrics.
         with suppress(UserError):
-            exact = suite.posterior(measured(task, dataset, identity, kept, torch.device("cpu"))[1])
+            exact = suite.prior.posterior(measured(task, dataset, suite.domain, identity, kept, torch.device("cpu"))[1])
     evaluation = EvaluationSet(
+        domain=suite.domain,
         truth=truth,
         samples=parts["images"],
         label=label if suite.num_classes else None,

@@ -75,7 +75,7 @@ class Plan:
 
     def measure(self, positions: list[int]) -> tuple[Tensor, Measurement]:
         """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
-        return measured(self.task, self.dataset, self.identity, positions, self.device)
+        return measured(self.task, self.dataset, self.suite.domain, self.identity, positions, self.device)
 
 
 def plan(config: RunConfig, suite: Suite | None = None) -> Plan:

@@ -12,7 +12,6 @@ from torch import Tensor
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Measurement, Samples
 from vfmbench.models.execution import execution_of
-from vfmbench.models.images import to_float, to_stored
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.plan import Plan
@@ -123,9 +122,10 @@ def _shard(
     finite = torch.cat([_within_bounds(part) for part in parts], 1)
     images = torch.cat([part.images for part in parts], 1)
     samples = images.shape[1]
-    stored = to_stored(torch.nan_to_num(images), plan.suite.modality)
+    domain = plan.suite.domain
+    stored = domain.store(torch.nan_to_num(images))
     # Residual and likelihood belong to the image that metrics see, after rounding.
-    seen = to_float(stored).flatten(0, 1)
+    seen = domain.restore(stored).flatten(0, 1)
     residual = measurement.repeat(samples).normalised_residual(seen).unflatten(0, (-1, samples))
     likelihood = fresh.repeat(samples).log_likelihood(seen).unflatten(0, (-1, samples))
     tensors = {
@@ -135,11 +135,10 @@ def _shard(
         "residual": torch.where(finite, residual, torch.nan),
         "log_likelihood": torch.where(finite, likelihood, torch.nan),
     }
-    points = plan.suite.modality == "points"
     sources = [part.source for part in parts if part.source is not None]
     optional = {
-        "prior": _prior(plan, sampler, measurement, samples) if points else None,
-        "source": torch.cat(sources, 1) if points and len(sources) == len(parts) else None,
+        "prior": _prior(plan, sampler, measurement, samples) if domain.keeps_sources else None,
+        "source": torch.cat(sources, 1) if domain.keeps_sources and len(sources) == len(parts) else None,
         "effective_samples": _effective(parts, samples),
     }
     tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -168,4 +167,4 @@ def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int)
     rows = sample_rows(measurement.index, range(samples))
     draws = draw(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
     # Kept as they are: the metrics of a prior refuse draws that are not finite.
-    return to_stored(draws, plan.suite.modality).unflatten(0, (-1, samples))
+    return plan.suite.domain.store(draws).unflatten(0, (-1, samples))

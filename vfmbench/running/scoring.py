@@ -75,7 +75,7 @@ def score_run(
         LOG.info("metrics of %d stored images: %s", stored, ", ".join(chosen))
         records = compile_tables(store, identity)
         # The task is only needed for what it measured; one from a user's file is not known any more.
-        task = suite.task(identity.task, identity.task_options) if suite.posterior_known else None
+        task = suite.task(identity.task, identity.task_options) if suite.prior is not None else None
         evaluation, index = stored_evaluation(store, suite, task, dataset, identity, records, networks)
         values = {name: compute_metrics(evaluation, {name: metric}) for name, metric in chosen.items()}
         store.write_metrics({**values, "cost": cost_metrics(records)}, index)

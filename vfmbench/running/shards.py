@@ -39,14 +39,14 @@ class Shard:
     """One batch of results: B images with S samples each.
 
     Attributes:
-        images: uint8 [B,S,C,H,W]; float32 for points.
+        images: as the suite's domain stores them, [B,S,C,H,W].
         index, label: int64 [B].
         residual: normalised data-fidelity residual of the stored images, float32 [B,S].
         log_likelihood: of a fresh observation of the true image under the stored images, float32 [B,S], nats.
         measurement_hash: SHA-256 of each measurement's bytes, B strings.
         cost: per-sample cost of the batch: seconds, network_seconds, peak_memory_bytes, one entry per evaluation kind.
         prior: draws from the method's own prior, as `images`; None where it has none or the suite does not ask for them.
-        source: noise that each sample was made from, float32, of the latents' shape; points only.
+        source: noise that each sample was made from, float32, of the latents' shape; None where the domain does not keep it.
         effective_samples: what the S samples of an image are worth in independent draws, float32 [B]; None: S.
     """
 

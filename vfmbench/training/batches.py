@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vfmbench.interfaces import Dataset
-from vfmbench.models.images import to_float
+from vfmbench.domains import Domain
+from vfmbench.interfaces import Dataset, Suite
 
 _Loaded = tuple[Tensor, Tensor]
 
@@ -18,11 +18,12 @@ class Batches:
     """Random training batches of a data set on a device, drawn with replacement.
 
     Args:
+        domain: of the data.
         threads: number of threads that decode images; 0 decodes in the caller, which suits data in memory.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, threads: int = 0):
-        self._dataset, self._device, self._threads = dataset, device, threads
+    def __init__(self, dataset: Dataset, domain: Domain, device: torch.device, threads: int = 0):
+        self._dataset, self._domain, self._device, self._threads = dataset, domain, device, threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._ahead: dict[tuple[int, ...], list[Future[_Loaded]]] = {}
 
@@ -38,7 +39,7 @@ class Batches:
         else:
             parts = [future.result() for future in self._ahead.pop(tuple(rows), None) or self._start(rows)]
             images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return to_float(images.to(self._device)), labels.to(self._device)
+        return self._domain.restore(images.to(self._device)), labels.to(self._device)
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images and labels of a random batch, as `load` gives them."""
@@ -63,21 +64,23 @@ class Batches:
         return [self._pool.submit(self._dataset.load, rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
-def whole_split(dataset: Dataset, device: torch.device, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def whole_split(suite: Suite, split: str, device: torch.device, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """The first `limit` images, or all, in [-1,1] and their labels, of a split that fits into memory."""
+    dataset = suite.dataset(split)
     images, labels = dataset.load(range(_count(dataset, limit)))
-    return to_float(images.to(device)), labels.to(device)
+    return suite.domain.restore(images.to(device)), labels.to(device)
 
 
 def split_in_pieces(
-    dataset: Dataset, device: torch.device, limit: int | None, rows: int
+    suite: Suite, split: str, device: torch.device, limit: int | None, rows: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The first `limit` images, or all, at most `rows` at a time: images in [-1,1], labels and positions."""
+    dataset = suite.dataset(split)
     count = _count(dataset, limit)
     for start in range(0, count, rows):
         positions = range(start, min(start + rows, count))
         images, labels = dataset.load(positions)
-        yield to_float(images.to(device)), labels.to(device), torch.tensor(positions, device=device)
+        yield suite.domain.restore(images.to(device)), labels.to(device), torch.tensor(positions, device=device)
 
 
 def _count(dataset: Dataset, limit: int | None) -> int:

@@ -74,7 +74,7 @@ class CodecStage(Stage):
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """PSNR (dB) of the reconstruction and of the linear part alone, means over images, and the latents' deviation."""
-        images, _ = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
+        images, _ = whole_split(self.suite, split, self.device, self.options.validate_images)
         encoder, decoder = ema["encoder"], ema["decoder"]
         assert isinstance(encoder, PatchEncoder)
         assert isinstance(decoder, PatchDecoder)

@@ -49,7 +49,7 @@ class FeatureStage(Stage):
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
-        images, label = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
+        images, label = whole_split(self.suite, split, self.device, self.options.validate_images)
         return {"accuracy": (ema["classifier"](images).argmax(1) == label).float().mean().item()}
 
     def manifest(self) -> dict[str, Any]:

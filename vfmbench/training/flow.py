@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vfmbench.domains import IMAGES
 from vfmbench.interfaces import Suite
 from vfmbench.metrics.frechet import frechet_distance
 from vfmbench.models.flow import FlowModel
-from vfmbench.models.images import to_uint8
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import expand_sit_size
@@ -109,11 +109,11 @@ class FlowStage(LatentStage):
         features: dict[str, list[Tensor]] = {"1": [], "50": []}
         classes: dict[str, list[Tensor]] = {"1": [], "50": []}
         for images, label, index in self._pieces(split):
-            truth.append(space.features(to_uint8(images)))
+            truth.append(space.features(IMAGES.store(images)))
             labels.append(label.cpu())
             z = PhiloxNoise(0, f"flow/{split}", index).normal(self.suite.latent_shape, 0)
             for steps, latents in (("1", z - flow.average_velocity(z, 1.0, 0.0, label)), ("50", _euler(flow, z, label, 50))):
-                decoded = to_uint8(self._codec.decode(latents))
+                decoded = IMAGES.store(self._codec.decode(latents))
                 features[steps].append(space.features(decoded))
                 predicted = space.classify(decoded)
                 if predicted is not None:

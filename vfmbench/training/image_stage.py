@@ -60,7 +60,7 @@ class ImageStage(Stage):
 
     def _pieces(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The images of a split that are evaluated, piece by piece: images in [-1,1], labels and positions."""
-        return split_in_pieces(self.suite.dataset(split), self.device, self.options.validate_images, self._rows_at_once())
+        return split_in_pieces(self.suite, split, self.device, self.options.validate_images, self._rows_at_once())
 
     def _encode(self, images: Tensor, positions: Tensor) -> Tensor:
         """Latents of images that stand at these positions of the training split; they carry no gradient."""

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from vfmbench.domains import IMAGES
 from vfmbench.files import replace_file
 from vfmbench.interfaces import Dataset
-from vfmbench.models.images import to_float
 from vfmbench.training.processes import Processes
 
 _IMAGES_IN_FILE = 2048
@@ -62,7 +62,7 @@ class LatentCache:
         for start in range(0, len(positions), rows):
             images, labels = self._dataset.load(positions[start : start + rows])
             with torch.no_grad():
-                latents = self._codec.encode(to_float(images.to(self._device)))
+                latents = self._codec.encode(IMAGES.restore(images.to(self._device)))
             content["label"][start : start + rows] = labels.numpy()
             content["latent"][start : start + rows] = latents.float().cpu().numpy()
         replace_file(self._path(number), lambda path: _write(path, content))

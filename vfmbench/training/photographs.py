@@ -124,7 +124,7 @@ class PhotographStage(Stage):
         Both corners are three quarters of a side wide, and one of them is augmented. None of it depends on the training's
         photographs.
         """
-        images, _ = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)
+        images, _ = whole_split(self.suite, split, self.device, self.options.validate_images)
         generator = torch.Generator().manual_seed(0)
         uniform = torch.rand(len(images), AUGMENTATION_NUMBERS + DEGRADATION_NUMBERS, generator=generator).to(self.device)
         noise = torch.randn(images.shape, generator=generator).to(self.device)

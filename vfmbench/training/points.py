@@ -90,7 +90,7 @@ class PointStage(Stage):
 
         Those that cannot be computed are left out. Raises FloatingPointError for samples that are not finite.
         """
-        truth = whole_split(self.suite.dataset(split), self.device, self.options.validate_images)[0][:_VALIDATION_POINTS]
+        truth = whole_split(self.suite, split, self.device, self.options.validate_images)[0][:_VALIDATION_POINTS]
         index = torch.arange(len(truth), device=self.device)
         rows = sample_rows(index, range(_VALIDATION_SAMPLES))
         prior = PhiloxNoise(0, f"prior/{split}", *rows).normal(self.suite.latent_shape, 0)
@@ -105,10 +105,11 @@ class PointStage(Stage):
         if not (samples.isfinite().all() and draws.isfinite().all()):
             raise FloatingPointError(f"Stage {self.name} produced samples that are not finite.")
         evaluation = EvaluationSet(
+            domain=self.suite.domain,
             truth=truth.cpu(),
             samples=samples,
             prior=draws,
-            exact=self.suite.posterior(measurement),
+            exact=None if self.suite.prior is None else self.suite.prior.posterior(measurement),
             planned=len(truth),
         )
         values = compute_metrics(evaluation, _OF_PRIOR if adapter is None else {**_OF_PRIOR, **_OF_POSTERIOR})

@@ -67,7 +67,7 @@ class Stage:
     def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
         self.suite, self.options, self.weights, self.device = suite, options, weights, device
         self.processes = Processes(device)
-        self._batches = Batches(suite.dataset("train"), device, options.loader_threads)
+        self._batches = Batches(suite.dataset("train"), suite.domain, device, options.loader_threads)
 
     @classmethod
     def check(cls, suite: Suite, options: Any) -> None:
