@@ -61,7 +61,7 @@ def make_board(tmp_path):
         (store.directory / "samples").mkdir(parents=True)
         store.write_config(identity)
         store.write_provenance({"status": Status.DONE, "sessions": list(sessions)})
-        y = measured(task, dataset, identity, list(range(n)), torch.device("cpu"))[1].y
+        y = measured(task, dataset, suite.domain, identity, list(range(n)), torch.device("cpu"))[1].y
         for index in (torch.arange(n // 2, n), torch.arange(n // 2).flip(0)):
             shape = (len(index), SAMPLES, 2, 1, 1)
             rows = sample_rows(index, range(SAMPLES))
