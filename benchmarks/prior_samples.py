@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vfmbench.domains import IMAGES
 from vfmbench.interfaces import Suite
 from vfmbench.metrics.frechet import frechet_distance
-from vfmbench.models.images import to_uint8
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.randomness import PhiloxNoise
@@ -96,7 +96,7 @@ def main() -> None:
     for kind in kinds:
         for steps in map(int, options.steps.split(",")):
             latents = torch.cat([sampled(network, z, steps, kind == "euler") for z in noise.split(BATCH)])
-            images = to_uint8(torch.cat([codec.decode(part) for part in latents.split(BATCH)]))
+            images = IMAGES.store(torch.cat([codec.decode(part) for part in latents.split(BATCH)]))
             table.append(row(kind, steps, images))
             shown.append(images[:SHOWN])
     options.out.parent.mkdir(parents=True, exist_ok=True)
