@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.registry import stages, suites
 from vfmbench.tasks.datasets import FolderOptions, folder
@@ -62,7 +63,7 @@ def test_a_cache_goes_on_where_it_stopped_and_belongs_to_its_codec(tmp_path, mon
     cache.fill(64, Processes(CPU), QUIET)
     assert codec._meter.counts["encoder_forwards"] == before + 100
     positions = torch.tensor([1256, 0, 99, 100, 437])
-    images, labels = Batches(dataset, CPU).load(positions)
+    images, labels = Batches(dataset, IMAGES, CPU).load(positions)
     found, found_labels = cache.load(positions)
     torch.testing.assert_close(found, codec.encode(images).detach())
     assert torch.equal(found_labels, labels)
@@ -78,7 +79,7 @@ def test_pixel_space_has_nothing_to_cache(tmp_path):
 
 def test_images_read_ahead_are_the_same_in_the_same_order(pictures):
     dataset = folder(FolderOptions(path=pictures, size=16), "test")
-    plain, ahead = Batches(dataset, CPU), Batches(dataset, CPU, threads=3)
+    plain, ahead = Batches(dataset, IMAGES, CPU), Batches(dataset, IMAGES, CPU, threads=3)
     positions = [torch.randint(len(dataset), (7,), generator=torch.Generator().manual_seed(step)) for step in range(3)]
     for here, coming in zip(positions, [*positions[1:], None], strict=True):
         if coming is not None:
@@ -91,7 +92,7 @@ def test_images_read_ahead_are_the_same_in_the_same_order(pictures):
 def test_an_image_that_does_not_decode_is_an_error_of_its_step(pictures):
     dataset = folder(FolderOptions(path=pictures, size=16), "test")
     (pictures / dataset.files[2]).write_text("not an image")
-    batches = Batches(dataset, CPU, threads=2)
+    batches = Batches(dataset, IMAGES, CPU, threads=2)
     batches.read_ahead(torch.tensor([0, 1]))
     batches.read_ahead(torch.tensor([2, 1]))
     batches.load(torch.tensor([0, 1]))
