@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--stage", default="flow_matching")
     parser.add_argument("--steps", default="1,2,4,25")
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the flow network's passes")
     parser.add_argument("--out", type=Path, default=Path("results/photos64/prior"))
     options = parser.parse_args()
     weights = {"path": options.weights} if options.weights else {}
@@ -95,7 +96,8 @@ def main() -> None:
     kinds = ["euler"] if options.stage == "flow_matching" else ["map", "euler"]
     for kind in kinds:
         for steps in map(int, options.steps.split(",")):
-            latents = torch.cat([sampled(network, z, steps, kind == "euler") for z in noise.split(BATCH)])
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
+                latents = torch.cat([sampled(network, z, steps, kind == "euler") for z in noise.split(BATCH)])
             images = IMAGES.store(torch.cat([codec.decode(part) for part in latents.split(BATCH)]))
             table.append(row(kind, steps, images))
             shown.append(images[:SHOWN])

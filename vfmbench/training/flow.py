@@ -56,6 +56,11 @@ class FlowStage(LatentStage):
             "mean of v given x_t, with it the mean leans towards samples that are easy",
         )
 
+        first_gap: float = Field(1.0, gt=0, le=1, description="largest t - r of the mean-flow samples at the first step")
+        gap_growth: float = Field(
+            0.0, ge=0, le=1, description="share of the steps over which the largest t - r grows linearly from `first_gap` to 1"
+        )
+
     options: Options
 
     def __init__(self, *args: Any):
@@ -82,7 +87,8 @@ class FlowStage(LatentStage):
         first = round(options.flow_matching_share * rows)
         t = share.cut(draw_fm_time(first, options, generator)).to(self.device)
         here = len(t)
-        times = torch.stack(draw_mean_flow_times(rows - first, options, generator), 1)
+        later, earlier = draw_mean_flow_times(rows - first, options, generator)
+        times = torch.stack([later, torch.maximum(earlier, later - self._largest_gap(step))], 1)
         t_later, r = share.cut(torch.cat([times.new_zeros(first, 2), times]))[here:].to(self.device).unbind(1)
         losses, terms = [], {}
         if here:
@@ -94,6 +100,12 @@ class FlowStage(LatentStage):
             losses.append(mean_flow)
             terms["mean_flow"] = mean_flow.detach().sum() * share.parts / (rows - first)
         return adaptive_scale(torch.cat(losses), options.adaptive_power).mean(), terms
+
+    def _largest_gap(self, step: int) -> float:
+        """The bound on t - r. The target's variance grows with t - r, and du/dt is right only once shorter gaps are learnt."""
+        options = self.options
+        done = step / (options.gap_growth * options.steps) if options.gap_growth else 1.0
+        return min(1.0, options.first_gap + (1 - options.first_gap) * done)
 
     @torch.no_grad()
     def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
