@@ -18,12 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.config import is_preset_file, tuned_values
+from vfmbench.config import is_preset_file
 from vfmbench.interfaces import Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.models.codecs import Vjp
 from vfmbench.models.flow import FlowModel
 from vfmbench.options import ClassLabel, SamplerOptions
+from vfmbench.tuned import tuned_values
 
 Rule = Literal["unit", "residual", "sign"]
 Coordinates = Literal["flow", "variance_preserving"]

@@ -134,6 +134,7 @@ class LinearObservation(Observation[LinearObservationOptions]):
     def _build_matrix(self, dimension: int) -> Tensor:
         count = self.options.observations
         if count > dimension:
-            raise UserError(f"{self.name}: observations must be from 1 to the points' dimension {dimension}, not {count}.")
+            message = f"{self.name}: observations must be from 1 to the points' dimension {dimension}, not {count}."
+            raise UserError(message, "task.observations")
         noise = PhiloxNoise(self.options.matrix_seed, "linear_observation/matrix", torch.arange(count))
         return orthonormal_rows(noise.normal((dimension,), 0).double())

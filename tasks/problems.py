@@ -71,7 +71,9 @@ class InverseProblem(Generic[O]):
         self.options = options
         self.name = self.problem if name is None else name
         if options.noise == "poisson" and not self.bounded:
-            raise UserError(f"{self.name}: noise must be gaussian, because poisson needs measurements in [-1, 1].")
+            raise UserError(
+                f"{self.name}: noise must be gaussian, because poisson needs measurements in [-1, 1].", "task.noise"
+            )
 
     @torch.no_grad()
     def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
@@ -154,7 +156,8 @@ class InpaintRandom(InverseProblem[InpaintRandomOptions]):
     def __init__(self, image_shape: ImageShape, options: InpaintRandomOptions, name: str | None = None):
         super().__init__(image_shape, options, name)
         if options.min_drop > options.max_drop:
-            raise UserError(f"{self.name}: min_drop must be at most max_drop ({options.max_drop:g}), not {options.min_drop:g}.")
+            message = f"{self.name}: min_drop must be at most max_drop ({options.max_drop:g}), not {options.min_drop:g}."
+            raise UserError(message, "task.min_drop")
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
         _, height, width = self.image_shape
@@ -198,11 +201,13 @@ class InpaintBox(InverseProblem[InpaintBoxOptions]):
         super().__init__(image_shape, options.model_copy(update=resolved), name)
         _, height, width = image_shape
         if self._max_size <= self._min_size:
-            raise UserError(f"{self.name}: max_size must be larger than min_size ({self._min_size}), not {self._max_size}.")
+            message = f"{self.name}: max_size must be larger than min_size ({self._min_size}), not {self._max_size}."
+            raise UserError(message, "task.max_size")
         if self._max_size - 1 + 2 * self._margin > min(height, width):
             raise UserError(
                 f"{self.name}: boxes of up to {self._max_size - 1} pixels with a margin of {self._margin} on both sides do not "
-                f"fit into {height}x{width} images; max_size - 1 + 2 * margin must be at most {min(height, width)}."
+                f"fit into {height}x{width} images; max_size - 1 + 2 * margin must be at most {min(height, width)}.",
+                "task.max_size",
             )
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
@@ -239,7 +244,8 @@ class SuperResolution(InverseProblem[SuperResolutionOptions]):
             allowed = [str(f) for f in range(1, min(height, width) + 1) if height % f == 0 and width % f == 0]
             raise UserError(
                 f"{self.name}: factor must divide both sides of {height}x{width} images ({', '.join(allowed)}), "
-                f"not {options.factor}."
+                f"not {options.factor}.",
+                "task.factor",
             )
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
@@ -335,10 +341,11 @@ def _odd(length: float) -> int:
 def _check_kernel_size(name: str, kernel_size: int, image_shape: ImageShape) -> None:
     _, height, width = image_shape
     if kernel_size % 2 == 0:
-        raise UserError(f"{name}: kernel_size must be odd, not {kernel_size}.")
+        raise UserError(f"{name}: kernel_size must be odd, not {kernel_size}.", "task.kernel_size")
     largest = 2 * min(height, width) - 1
     if kernel_size > largest:
         raise UserError(
             f"{name}: kernel_size {kernel_size} is too large for {height}x{width} images with reflect padding; "
-            f"the largest is {largest}."
+            f"the largest is {largest}.",
+            "task.kernel_size",
         )

@@ -29,6 +29,9 @@ FORBIDDEN = {
     "vfmbench": OUTSIDE,
     "vfmbench/errors.py": ("vfmbench.", "torch"),
     "vfmbench/options.py": ("torch", *ROOMS),
+    "vfmbench/yaml_lines.py": ("torch", *ROOMS),
+    "vfmbench/config.py": ("torch", *ROOMS),
+    "vfmbench/commands/arguments.py": ("torch", "vfmbench.registry", *(room for room in ROOMS if room != "vfmbench.commands")),
     "vfmbench/measurement.py": ("vfmbench.",),
     "vfmbench/restoration.py": ROOMS,
     "vfmbench/results": (

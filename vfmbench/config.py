@@ -1,25 +1,19 @@
-"""Validated configuration: what a user may ask for, how `key=value` overrides reach it, what makes two runs the same run."""
+"""What one run is: the options that a user may give it, and the identity that makes two runs the same.
+
+The fields of `RunConfig` are the only list of a run's options. The flags of `vfmbench run` and their help, the keys of a sweep
+and the keywords in Python are made of it, and those that a result depends on stand in config.yaml: another option is one field.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from vfmbench.errors import MissingError, UserError
-
-if TYPE_CHECKING:
-    from vfmbench.interfaces import Suite, Task
+from vfmbench.options import Options
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -27,62 +21,74 @@ RUN_SECTIONS = ("method", "task", "data", "weights")
 PRESETS = ("paper", "original", "tuned")
 
 
-class RunConfig(BaseModel):
-    """One run as the user asks for it. None means: the suite's default."""
+def _listed(value: Any) -> Any:
+    """`a,b` -> [a, b], as a list is written on the command line."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str
-    task: str
-    suite: str = "digits"
-    split: Literal["test", "validation"] = "test"
-    num_images: int | None = Field(None, ge=1)
-    samples: int | None = Field(None, ge=1, le=10_000)
-    seed: int = Field(0, ge=0, lt=2**63)
-    preset: str = Field("paper", description="the method's options by name, or a file that `vfmbench tune` wrote")
+def _automatic(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+class RunOptions(Options):
+    """Options that a result depends on; they are part of a run's identity under the same names."""
+
+    method: str = Field(description="a sampler; `vfmbench list methods` names them")
+    task: str = Field(description="a task of the suite, or a YAML file that defines one")
+    suite: str = Field("digits", description="data, networks and feature spaces")
+    split: Literal["test", "validation"] = Field("test", description="part of the suite's data")
+    num_images: int | None = Field(None, ge=1, description="first images of the split (default: the suite's number)")
+    samples: int | None = Field(None, ge=1, le=10_000, description="posterior samples of each image (default: the suite's)")
+    seed: int = Field(0, ge=0, lt=2**63, description="of operators, noise and samplers")
+    precision: Precision = Field("float32", description="of the products inside networks; all else stays float32")
+
+
+class RunConfig(RunOptions):
+    """One run as the user asks for it. None means: the suite's default.
+
+    >>> RunConfig(method="vfm", task="gaussian_deblur", num_images=16, options={"method": {"steps": 4}})
+    """
+
+    preset: str = Field(
+        "paper", description=f"the method's options by name, {', '.join(PRESETS)}, or a file that `vfmbench tune` wrote"
+    )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="overrides by section: " + ", ".join(RUN_SECTIONS)
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: int | None = Field(None, ge=1, description="samples in one batch")
-    precision: Precision = Field("float32", description="of the products inside networks; all else stays float32")
-    compile: bool = Field(False, description="compile the networks; the first batch of each size is drawn twice, once untimed")
-    out: Path = Path("results/runs")
-    metrics: tuple[str, ...] | None = None
-    fresh: bool = False
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    batch_size: Annotated[int | None, BeforeValidator(_automatic)] = Field(
+        None, ge=1, description="samples in one batch, or auto (default: auto, the suite's number)"
+    )
+    compile: bool = Field(
+        False, description="compile the networks: slow at first, then faster; the first batch of each size is drawn twice"
+    )
+    out: Path = Field(Path("results/runs"), description="where run directories go")
+    metrics: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = Field(
+        None, description="only these metrics (default: the suite's, else all)"
+    )
+    fresh: bool = Field(False, description="start over instead of resuming")
 
 
-class RunIdentity(BaseModel):
-    """All that a result depends on, fully resolved. Equal identities share a directory.
+class RunIdentity(RunOptions):
+    """All that a result depends on, fully resolved. Equal identities share a directory."""
 
-    Device, batch size and compilation are not part; a precision other than float32 is.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    suite: str
+    num_images: int
+    samples: int
+    problem: str
     suite_options: dict[str, Any]
     dataset_sha256: str
-    split: str
-    task: str
-    problem: str
     task_options: dict[str, Any]
-    method: str
     method_options: dict[str, Any]
     plugin_sha256: dict[str, str]
     weights_sha256: dict[str, str]
-    num_images: int
-    samples: int
-    seed: int
-    precision: Precision = "float32"
 
     @model_serializer(mode="wrap")
-    def _without_the_usual_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Runs from before there was a choice of precision are those in float32, and keep their hash."""
-        content = handler(self)
-        if self.precision == "float32":
-            content.pop("precision", None)
-        return content
+    def _without_usual_values(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs from before there was an option are those with its default, and keep their hash."""
+        first = ("method", "task", "suite", "split", "num_images", "samples", "seed")
+        later = [name for name in RunOptions.model_fields if name not in first]
+        usual = [name for name in later if getattr(self, name) == RunOptions.model_fields[name].default]
+        return {name: value for name, value in handler(self).items() if name not in usual}
 
     @property
     def hash(self) -> str:
@@ -94,35 +100,3 @@ class RunIdentity(BaseModel):
 def is_preset_file(preset: str) -> bool:
     """Whether a preset is a file that `vfmbench tune` wrote, rather than a name."""
     return preset.endswith((".yaml", ".yml"))
-
-
-def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str, Any]:
-    """The options that `vfmbench tune` chose for a method on a task, from the file that it wrote.
-
-    Raises UserError for a file that it did not write or that is of another suite, MissingError if it has nothing for this
-    method and task.
-    """
-    planned = method in suite.tuning.get("methods", {}) and task.name in suite.tuning.get("tasks", ())
-    command = f"vfmbench tune --suite {suite.name} --method {method} --task {task.name}"
-    hint = f"run {command}" if planned else f"the suite {suite.name} plans no tuning of it, so take --preset paper or options"
-    if not path.is_file():
-        raise MissingError(f"Nothing is tuned for the suite {suite.name}: there is no {path.name}; {hint}.")
-    try:
-        content = yaml.safe_load(path.read_text())
-        found, tasks = content["suite"], content["methods"].get(method, {})
-        entry = tasks.get(task.name) or tasks.get(task.problem)
-        options = None if entry is None else entry["options"]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a file that `vfmbench tune` wrote.") from None
-    if found != suite.name:
-        raise UserError(f"{path} was tuned for the suite {found!r}, not {suite.name!r}.")
-    if entry is None:
-        raise MissingError(f"{path.name} has no tuned {method} for {task.name}; {hint}.")
-    if suite.prior is not None and any(suite.weights.sha256(key) != value for key, value in entry["weights_sha256"].items()):
-        raise MissingError(
-            f"{path.name} was tuned for other data of the suite {suite.name}; tune with your data.* options and "
-            "--out FILE.yaml, then take --preset FILE.yaml."
-        )
-    if options is None:
-        raise MissingError(f"{path.name}: no setting of {method} on {task.name} could be chosen; see its trials there.")
-    return dict(options)

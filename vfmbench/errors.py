@@ -60,13 +60,15 @@ def about(key: str) -> Iterator[None]:
         raise
 
 
-def unknown_name(kind: str, name: str, allowed: Iterable[str], key: str | None = None) -> UserError:
+def unknown_name(kind: str, name: str, allowed: Iterable[str], key: str | None = None, prefix: str = "") -> UserError:
     """The error for a name that is not among `allowed`: names the nearest and lists all.
 
     Args:
         key: of the option that has the name as its value, or is called so.
+        prefix: what stands before the name and all others where the user writes them.
     """
     allowed = sorted(allowed)
     near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
-    return UserError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(allowed) or 'none'}.", key)
+    hint = f" Did you mean {' or '.join(repr(prefix + item) for item in near)}?" if near else ""
+    known = ", ".join(prefix + item for item in allowed) or "none"
+    return UserError(f"Unknown {kind} {prefix + name!r}.{hint} Available: {known}.", key)

@@ -103,4 +103,4 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert output.out.count("2 runs: 2 done") == 4
     file.write_text(f"out: {tmp_path}\n{TEXT}sead: 1\n")
     assert main(["sweep", str(file)]) == 2
-    assert "line 4: Unknown key 'sead'" in capsys.readouterr().err
+    assert "mine.yaml:4: Unknown key 'sead'" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from vfmbench.errors import Status, UserError
-from vfmbench.launching.sweep import parse_values, prepare
+from vfmbench.launching.sweep import prepare
 from vfmbench.launching.worker import perform, put_other_weights, silent
+from vfmbench.options import parse_values
 
 PLAIN = """\
 fixed: {num_images: 4, samples: 2, metrics: [psnr]}

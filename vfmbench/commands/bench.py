@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 
-from vfmbench.commands.common import checked_cell, names, run_configs
+from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.config import RunConfig
 from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import Suite
@@ -21,9 +21,7 @@ from vfmbench.training.untrained import untrained
 
 
 def main(options: argparse.Namespace) -> int:
-    if options.largest_batch < 1:
-        raise UserError(f"--largest-batch takes a whole number of at least 1, got {options.largest_batch}.")
-    methods = names(options.methods) or samplers.names()
+    methods = options.methods or samplers.names()
     task = options.task or suites.get(options.suite)({}).task_names[0]
     configs = run_configs(options, [(method, task) for method in methods])
     cells = [checked_cell(config) for config in configs]

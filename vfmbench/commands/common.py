@@ -1,4 +1,4 @@
-"""What several commands share: lists on the command line, run configurations and plans, a table of metrics."""
+"""What several commands share: run configurations and plans, a table of metrics."""
 
 from __future__ import annotations
 
@@ -13,32 +13,11 @@ from vfmbench.reporting import console, tables
 from vfmbench.running.plan import Plan, plan
 
 
-def names(text: str | None) -> list[str] | None:
-    """The parts of a comma-separated list; None if the option was not given."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
 def run_configs(options: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> list[RunConfig]:
     """One for each (method, task). `--set method.key` is for every method, `--set NAME.key` for one."""
     methods = {method for method, _ in pairs}
     overrides = parse_overrides(options.overrides, [*RUN_SECTIONS, *sorted(methods)])
-    if getattr(options, "steps", None) is not None:
-        overrides.setdefault("method", {})["steps"] = options.steps
-    values = {
-        "suite": options.suite,
-        "split": options.split,
-        "num_images": options.num_images,
-        "samples": options.samples,
-        "seed": options.seed,
-        "preset": options.preset,
-        "device": options.device,
-        "batch_size": None if options.batch_size == "auto" else options.batch_size,
-        "precision": options.precision,
-        "compile": options.compile,
-        "out": options.out,
-        "metrics": names(options.metrics),
-        "fresh": options.fresh,
-    }
+    values = {name: value for name, value in vars(options).items() if name in RunConfig.model_fields}
 
     def sections(method: str) -> dict[str, dict[str, Any]]:
         own = {**overrides.get("method", {}), **overrides.get(method, {})}
@@ -57,7 +36,7 @@ def checked_cell(config: RunConfig) -> Plan | MissingError:
     except MissingError as error:
         return error
     except UserError as error:
-        raise UserError(f"{config.method} on {config.task}: {error}") from error
+        raise UserError(f"{config.method} on {config.task}: {error}", error.key) from error
 
 
 def print_metrics(table: Any, rows: Sequence[dict[str, Any]]) -> None:

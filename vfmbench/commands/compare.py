@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from vfmbench.commands.common import checked_cell, names, run_configs
+from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
 from vfmbench.registry import samplers, suites
 from vfmbench.reporting import console, pictures, rendering, tables
@@ -17,8 +17,8 @@ from vfmbench.running.runner import Run, execute
 
 def main(options: argparse.Namespace) -> int:
     suite = suites.get(options.suite)({})
-    methods = names(options.methods) or list(suite.methods) or samplers.names()
-    tasks = names(options.tasks) or list(suite.task_names)
+    methods = options.methods or list(suite.methods) or samplers.names()
+    tasks = options.tasks or list(suite.task_names)
     pairs = [(method, task) for task in tasks for method in methods]
     cells = [checked_cell(config) for config in run_configs(options, pairs)]
     results: dict[str, dict[str, Run]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vfmbench.reporting.alignment import alignment_figure
 from vfmbench.reporting.calibration import calibration_figure
@@ -12,5 +11,5 @@ from vfmbench.reporting.densities import densities_figure
 
 def main(options: argparse.Namespace) -> int:
     draw = {"calibration": calibration_figure, "densities": densities_figure, "alignment": alignment_figure}[options.kind]
-    print(draw([Path(folder) for folder in options.folders], options.out and Path(options.out)))
+    print(draw(options.folders, options.out))
     return 0

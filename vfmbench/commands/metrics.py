@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from vfmbench.commands.common import names, print_metrics
+from vfmbench.commands.common import print_metrics
 from vfmbench.errors import UserError
 from vfmbench.files import file_to_write, replace_file
 from vfmbench.options import parse_overrides, validate
@@ -21,10 +20,11 @@ def main(options: argparse.Namespace) -> int:
     if options.reference is not None:
         return _folder_metrics(options)
     for name in ("features", "out"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name} goes with --reference; a run has its suite's feature spaces and its own directory.")
+        if vars(options)[name] is not None:
+            message = f"--{name} goes with --reference; a run has its suite's feature spaces and its own directory."
+            raise UserError(message, name)
     overrides = parse_overrides(options.overrides, ["data", "weights"])
-    result = score_run(Path(options.samples), names(options.metrics), overrides, choose_device(options.device))
+    result = score_run(options.samples, options.metrics, overrides, choose_device(options.device))
     if result.note:
         print(f"vfmbench: {result.note}", file=sys.stderr)
     if options.json:
@@ -37,9 +37,9 @@ def main(options: argparse.Namespace) -> int:
 
 def _folder_metrics(options: argparse.Namespace) -> int:
     paths = validate(ExternalPaths, parse_overrides(options.overrides, ["weights"]).get("weights", {}), "weights.")
-    out = None if options.out is None else file_to_write(Path(options.out))
-    folders = Path(options.samples), Path(options.reference)
-    scores = score_folders(*folders, names(options.features), names(options.metrics), paths, choose_device(options.device))
+    out = None if options.out is None else file_to_write(options.out)
+    folders = options.samples, options.reference
+    scores = score_folders(*folders, options.features, options.metrics, paths, choose_device(options.device))
     document = json.dumps(tables.folder_document(scores))
     if out is not None:
         replace_file(out, document.encode())

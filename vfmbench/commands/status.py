@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vfmbench.errors import UserError
 from vfmbench.launching import printing, status
 from vfmbench.launching.record import record_of
+from vfmbench.options import parse_values
 from vfmbench.reporting import console
 
 
 def main(options: argparse.Namespace) -> int:
-    target, out = Path(options.target), options.out and Path(options.out)
+    target, out = options.target, options.out
     if target.suffix not in (".yaml", ".yml"):
         if options.merge or options.retry:
             raise UserError("--merge and --retry take a sweep's YAML file.")
@@ -21,7 +21,7 @@ def main(options: argparse.Namespace) -> int:
     if options.merge or options.retry:
         from vfmbench.launching import sweep as sweeps
 
-        sweep = sweeps.prepare(target, out, options.profile, sweeps.parse_values(options.overrides))
+        sweep = sweeps.prepare(target, out, options.profile, parse_values(options.overrides))
         if options.merge:
             sweeps.merge_parts(sweep, console.ERR)
         if options.retry:

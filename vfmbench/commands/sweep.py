@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
-from vfmbench.errors import EXIT_FAILED, UserError
+from vfmbench.errors import EXIT_FAILED
 from vfmbench.launching import printing, status
-from vfmbench.launching.sweep import Sweep, parse_values, prepare
+from vfmbench.launching.sweep import Sweep, prepare
+from vfmbench.options import parse_values
 from vfmbench.reporting import console
 
 
 def main(options: argparse.Namespace) -> int:
-    sweep = prepare(Path(options.file), options.out and Path(options.out), options.profile, parse_values(options.overrides))
+    sweep = prepare(options.file, options.out, options.profile, parse_values(options.overrides))
     if options.dry_run:
         printing.print_plan(sweep, console.OUT)
         return 0
@@ -25,8 +25,6 @@ def launch_jobs(sweep: Sweep, options: argparse.Namespace) -> int:
     # Training and Slurm, which a dry run does without.
     from vfmbench.launching import launch
 
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers takes a whole number of at least 1, got {options.workers}.")
     executor = launch.chosen_executor(options.executor)
     if executor == "slurm":
         launch.on_slurm(sweep, options.plugin, console.ERR)

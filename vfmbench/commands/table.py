@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from vfmbench.commands.common import names
 from vfmbench.reporting import console, rendering
 from vfmbench.results.comparison import tables_of
 
 
 def main(options: argparse.Namespace) -> int:
-    folders = [Path(folder) for folder in options.folders]
-    comparisons = tables_of(folders, names(options.tasks), names(options.methods), options.reference)
+    comparisons = tables_of(options.folders, options.tasks, options.methods, options.reference)
     if options.json:
         print(json.dumps([rendering.document(comparison) for comparison in comparisons]))
         return 0

@@ -18,7 +18,7 @@ def main(options: argparse.Namespace) -> int:
     stages = list(suite({}).training)
     overrides = parse_overrides(options.overrides, [*sections, *stages])
     built = suite({section: overrides.pop(section, {}) for section in sections})
-    out = Path(options.out) if options.out else Path("results/training") / built.name
+    out = options.out or Path("results/training") / built.name
     train(options.stage, built, overrides, out, choose_device(options.device), options.fresh, console.ERR)
     print(f"Weights: {out} (use them with --set weights.path={out})")
     return 0

@@ -85,8 +85,8 @@ def _convert(options: argparse.Namespace) -> int:
 
     suite = suites.get(options.suite)({})
     values = parse_overrides(options.overrides, ["convert"]).get("convert", {})
-    folder = user_weights_folder(suite.name) if options.out is None else Path(options.out)
-    for line in convert(Path(options.file), folder, suite, values).report():
+    folder = user_weights_folder(suite.name) if options.out is None else options.out
+    for line in convert(options.file, folder, suite, values).report():
         console.OUT.print(line, soft_wrap=True, markup=False)
     return 0
 

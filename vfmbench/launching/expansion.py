@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from vfmbench.config import RUN_SECTIONS, RunConfig
-from vfmbench.errors import MissingError, Status, UserError, unknown_name
+from vfmbench.errors import MissingError, Status, UserError, about, unknown_name
 from vfmbench.interfaces import Suite
 from vfmbench.launching.definitions import SweepFile, TrainGrid
 from vfmbench.launching.jobs import Job, PlannedRun, SuiteCache, Training, digest
@@ -19,10 +19,10 @@ from vfmbench.registry import samplers, stages
 from vfmbench.running.plan import Plan, plan
 from vfmbench.running.sharding import Part, positions, unfinished_parts
 
-RUN_KEYS = (
-    "suite", "task", "method", "seed", "split", "num_images", "samples", "preset", "metrics", "device", "batch_size",
-)  # fmt: skip
-"""Keys of a sweep's grid that are not options of a section."""
+RUN_KEYS = tuple(name for name in RunConfig.model_fields if name not in ("options", "out", "fresh"))
+"""Keys of a sweep's grid that are not options of a section: a run's, but for what the sweep says for all of them, and for
+starting over, which would do so whenever a job resumes.
+"""
 
 TRAINING_RESOURCES = "train"
 """Name in a sweep file's `resources` of those of jobs that train."""
@@ -40,12 +40,12 @@ class _Expansion:
     """One sweep file on its way to jobs."""
 
     def __init__(self, sweep: SweepFile):
-        self._sweep, self._definition, self._suites = sweep, sweep.definition, SuiteCache()
+        self._sweep, self._file, self._definition, self._suites = sweep, sweep.file, sweep.definition, SuiteCache()
         self._trained: dict[str, list[Training]] = {}
         try:
             self._profile = read_profile(self._definition.profile)
         except UserError as error:
-            raise sweep.error(str(error), "profile") from None
+            raise error if "profile" in sweep.replaced else sweep.file.located(error, "profile") from None
 
     def jobs(self) -> list[Job]:
         runs = self._runs()
@@ -67,7 +67,7 @@ class _Expansion:
                 if own not in job.runs:
                     trained[str(training.directory)] = replace(job, runs=(*job.runs, own))
         if needed and not trained:
-            raise self._sweep.error(f"no method of the grid reads the weights {', '.join(sorted(needed))}.", "train")
+            raise self._file.error(f"no method of the grid reads the weights {', '.join(sorted(needed))}.", "train")
         jobs = [*plain, *trained.values()]
         return [replace(job, label=label) for job, label in zip(jobs, _labels(jobs), strict=True)]
 
@@ -83,7 +83,7 @@ class _Expansion:
             positions(checked, parts[0])
         except UserError as error:
             place = method if "shards" in self._definition.resources.get(method, {}) else "default"
-            raise self._sweep.error(str(error), "resources", place, "shards") from None
+            raise self._file.located(error, f"resources.{place}.shards") from None
         # Where only the tables and metrics are missing, the first job makes them.
         waiting = unfinished_parts(checked, len(parts)) or [0]
         return [Job(None, (found,), resources, part, part.number not in waiting) for part in parts]
@@ -93,49 +93,57 @@ class _Expansion:
 
     def _check_resources(self) -> None:
         known = ["default", TRAINING_RESOURCES, *samplers.names()]
-        for name, values in self._definition.resources.items():
+        for name in self._definition.resources:
             if name not in known:
-                raise self._sweep.error(str(unknown_name("resources", name, known)), "resources", name)
+                raise self._file.located(unknown_name("resources", name, known), f"resources.{name}")
             try:
                 chosen = self._resources(name)
             except UserError as error:
-                key = next((key for key in values if f"resources.{key}" in str(error)), None)
-                raise self._sweep.error(str(error), "resources", name, *((key,) if key else ())) from None
+                raise self._file.located(error) from None
             if name == TRAINING_RESOURCES and chosen.shards > 1:
-                raise self._sweep.error("a job that trains has no shards.", "resources", name)
+                raise self._file.error("a job that trains has no shards.", f"resources.{name}.shards")
 
     def _runs(self) -> list[PlannedRun]:
         found: dict[str, PlannedRun] = {}
         fixed = self._definition.fixed
         for position, axes in enumerate(self._definition.grid):
             for key in (*fixed, *axes):
-                self._check_key(key, *(("grid", position, key) if key in axes else ("fixed", key)))
-            for settings in _combinations(self._with_defaults(axes)):
+                self._check_key(key, f"{self._sweep.place(position)}.{key}" if key in axes else f"fixed.{key}")
+            for settings in _combinations(self._with_defaults(position)):
                 chosen = {**fixed, **settings}
                 other = {key for key in chosen if _section(key) not in (None, *RUN_SECTIONS, chosen["method"])}
-                config = self._config({key: value for key, value in chosen.items() if key not in other})
+                try:
+                    config = self._config({key: value for key, value in chosen.items() if key not in other})
+                except UserError as error:
+                    raise self._sweep.located(error, position, settings) from None
                 shown = {key: value for key, value in settings.items() if key not in other}
-                found.setdefault(digest(config.model_dump(mode="json")), PlannedRun(config, shown))
+                found.setdefault(digest(config.model_dump(mode="json")), PlannedRun(config, shown, block=position))
         return list(found.values())
 
-    def _check_key(self, key: str, *place: str | int) -> None:
+    def _check_key(self, key: str, place: str) -> None:
         section = _section(key)
         if section is None and key not in RUN_KEYS:
-            error = unknown_name("key", key, [*RUN_KEYS, *(f"{name}.*" for name in RUN_SECTIONS)])
-            raise self._sweep.error(str(error), *place)
-        if section is not None and section not in RUN_SECTIONS and section not in samplers.names():
-            raise self._sweep.error(str(unknown_name("section", section, [*RUN_SECTIONS, *samplers.names()])), *place)
+            error = unknown_name("key", key, [*RUN_KEYS, *(f"{name}.*" for name in RUN_SECTIONS)], key)
+        elif section is not None and section not in RUN_SECTIONS and section not in samplers.names():
+            error = unknown_name("section", section, [*RUN_SECTIONS, *samplers.names()], key)
+        else:
+            return
+        raise UserError(f"--set: {error}", key) if key in self._sweep.replaced else self._file.located(error, place)
 
-    def _with_defaults(self, axes: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-        """The axes, with the suite's own tasks and methods where the file names none, as in `vfmbench compare`."""
-        fixed = self._definition.fixed
+    def _with_defaults(self, position: int) -> Mapping[str, Sequence[Any]]:
+        """A block's axes, with the suite's own tasks and methods where the file names none, as in `vfmbench compare`."""
+        fixed, axes = self._definition.fixed, self._definition.grid[position]
         missing = [key for key in ("task", "method") if key not in axes and key not in fixed]
         if not missing:
             return axes
-        names = axes.get("suite") or [fixed.get("suite", "digits")]
+        names = axes.get("suite") or [fixed.get("suite", RunConfig.model_fields["suite"].default)]
         if len(names) > 1:
-            raise self._sweep.error(f"with several suites, the grid must name {' and '.join(missing)}.", "grid")
-        suite = self._suites.get(names[0], {})
+            message = f"with several suites, the grid must name {' and '.join(missing)}."
+            raise self._file.error(message, f"{self._sweep.place(position)}.suite")
+        try:
+            suite = self._suite(names[0], {})
+        except UserError as error:
+            raise self._sweep.located(error, position, {"suite": names[0]}) from None
         defaults = {"task": list(suite.task_names), "method": list(suite.methods) or samplers.names()}
         return {**{key: defaults[key] for key in missing}, **axes}
 
@@ -146,21 +154,14 @@ class _Expansion:
             if name:
                 options.setdefault(section if section in RUN_SECTIONS else "method", {})[name] = value
         plain = {key: value for key, value in chosen.items() if _section(key) is None}
-        try:
-            samplers.get(chosen["method"])
-            return validate(RunConfig, {**plain, "options": options, "out": self._definition.out / "runs"})
-        except UserError as error:
-            raise self._located(error, chosen) from None
+        config = validate(RunConfig, {**plain, "options": options, "out": self._definition.out / "runs"})
+        with about("method"):
+            samplers.get(config.method)
+        return config
 
-    def _located(self, error: UserError, chosen: Mapping[str, Any]) -> UserError:
-        """The error with the line of the option that it names."""
-        message = str(error)
-        for key, value in chosen.items():
-            section, dot, name = key.partition(".")
-            named = key if not dot or section in RUN_SECTIONS else f"method.{name}"
-            if f"'{named}'" in message or f"{named}:" in message or (isinstance(value, str) and repr(value) in message):
-                return self._sweep.error(message, *self._sweep.line_of_option(key))
-        return self._sweep.error(message)
+    def _suite(self, name: str, options: Mapping[str, Mapping[str, Any]]) -> Suite:
+        with about("suite"):
+            return self._suites.get(name, options)
 
     def _planned(self, run: PlannedRun) -> tuple[PlannedRun, Plan | None]:
         """The run with its directory and what is stored of it, and its plan if it can run at all.
@@ -168,12 +169,12 @@ class _Expansion:
         Raises UserError for what no training could put right.
         """
         try:
-            checked = plan(run.config, self._suites.get(run.config.suite, run.config.options))
+            checked = plan(run.config, self._suite(run.config.suite, run.config.options))
             verdict = checked.verdict
         except MissingError as error:
             return replace(run, status=Status.MISSING, note=str(error)), None
         except UserError as error:
-            raise self._located(error, {**self._definition.fixed, **run.settings}) from None
+            raise self._sweep.located(error, run.block, run.settings) from None
         identity, directory = checked.identity, checked.store.directory
         found = replace(run, directory=directory, images=identity.num_images, samples=identity.samples)
         if not verdict.supported:
@@ -187,7 +188,7 @@ class _Expansion:
             for position, block in enumerate(self._definition.train):
                 if block.stage not in known:
                     error = unknown_name(f"training stage of the suite {name}", block.stage, known)
-                    raise self._sweep.error(str(error), "train", position, "stage")
+                    raise self._file.located(error, f"train.{position}.stage")
 
     def _trainings_of(self, run: PlannedRun) -> Iterator[Training]:
         """The trainings of all blocks that make weights for the run."""
@@ -213,9 +214,9 @@ class _Expansion:
             try:
                 options = validate(stage_class.Options, {**own, **settings}, f"{block.stage}.")
             except UserError as error:
-                key = next((key for key in settings if f"{block.stage}.{key}" in str(error)), None)
+                key = (error.key or "").partition(".")[2]
                 part = "grid" if key in combination else "fixed"
-                raise self._sweep.error(str(error), "train", position, *((part, key) if key else ())) from None
+                raise self._file.located(error, f"train.{position}.{part}.{key}") from None
             what = {
                 "suite": suite.name,
                 "data": suite.data_options,

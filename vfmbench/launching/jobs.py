@@ -55,6 +55,7 @@ class PlannedRun:
 
     Attributes:
         settings: values of the grid's keys.
+        block: position of the block of the sweep's `grid` that it is from.
         directory: None as long as its weights are not trained.
         status: as stored; `skipped` or `missing` for one that cannot run, with the reason in `note`.
         images, samples: planned images and posterior samples of each; 0 if not known yet.
@@ -67,6 +68,7 @@ class PlannedRun:
     note: str = ""
     images: int = 0
     samples: int = 0
+    block: int = field(compare=False, default=0)
 
     @property
     def open(self) -> bool:
@@ -95,7 +97,8 @@ class Job:
         """Ten hexadecimal digits that depend on what the job does, not on its place in the sweep."""
         what = {
             "training": None if self.training is None else str(self.training.directory),
-            "runs": [run.config.model_dump(mode="json") for run in self.runs],
+            # An option that is added to runs one day, and has its default, makes no other job.
+            "runs": [run.config.model_dump(mode="json", exclude_defaults=True) for run in self.runs],
             "part": None if self.part is None else self.part.folder,
         }
         return digest(what, 10)

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from vfmbench.errors import UserError, unknown_name
 from vfmbench.options import Options, validate
+from vfmbench.yaml_lines import read_yaml
 
 
 class Resources(Options):
@@ -42,27 +42,26 @@ def read_profile(name: str) -> dict[str, Any]:
 
     Raises UserError if there is none, or for an unknown key or wrong value in it.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"profile: there is no file {name}.")
-        text = path.read_text()
-    else:
-        folder = files("vfmbench.slurm") / "profiles"
-        known = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    path = Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        folder = Path(str(files("vfmbench.slurm"))) / "profiles"
+        known = sorted(entry.stem for entry in folder.glob("*.yaml"))
         if name not in known:
-            raise unknown_name("profile", name, [*known, "FILE.yaml"])
-        text = (folder / f"{name}.yaml").read_text()
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"The profile {name} is not YAML: {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"The profile {name} is not a mapping.")
-    validate(Resources, content, f"profile {name}: ")
-    return content
+            raise unknown_name("profile", name, [*known, "FILE.yaml"], "profile")
+        path = folder / f"{name}.yaml"
+    file = read_yaml(path, "profile")
+    file.validate(Resources)
+    return dict(file.content)
 
 
 def resources_of(profile: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]], name: str) -> JobResources:
-    """The profile with the sweep's `default` and those of the method or stage `name` on top."""
-    return validate(JobResources, {**profile, **classes.get("default", {}), **classes.get(name, {})}, "resources.")
+    """The profile with the sweep's `default` and those of the method or stage `name` on top.
+
+    Raises UserError about the key of `classes` that is wrong.
+    """
+    own, shared = classes.get(name, {}), classes.get("default", {})
+    try:
+        return validate(JobResources, {**profile, **shared, **own}, "resources.")
+    except UserError as error:
+        key = (error.key or "").removeprefix("resources.")
+        raise UserError(str(error), f"resources.{name if key in own else 'default'}.{key}") from None

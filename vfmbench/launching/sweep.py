@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from vfmbench.errors import UserError
 from vfmbench.launching.definitions import read_sweep
 from vfmbench.launching.expansion import expand
 from vfmbench.launching.jobs import Job
@@ -50,20 +48,6 @@ def prepare(path: Path, out: Path | None = None, profile: str | None = None, fix
     jobs = expand(file)
     record = SweepRecord(definition.out, definition.name)
     return Sweep(definition.name, jobs, [job for job in jobs if job.open], record, definition.out)
-
-
-def parse_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["num_images=8", "data.path=x"]` -> {"num_images": 8, "data.path": "x"}. Raises UserError for what is not key=value."""
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is not a YAML value.") from None
-        if not equals:
-            raise UserError(f"--set takes key=value, got {pair!r}.")
-    return values
 
 
 def failed_only(sweep: Sweep) -> Sweep:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, is_preset_file
-from vfmbench.errors import MissingError, UserError, unknown_name
+from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, RunOptions, is_preset_file
+from vfmbench.errors import MissingError, UserError, about, unknown_name
 from vfmbench.interfaces import Dataset, Sampler, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.compute import metrics_of_images
@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto.")
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto.", "device")
     if name == "cpu" or not available:
         return torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False
@@ -86,50 +86,57 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     """
     for section in config.options:
         if section not in RUN_SECTIONS:
-            raise unknown_name("section", section, RUN_SECTIONS)
-    sampler_class = samplers.get(config.method)
+            raise unknown_name("section", section, RUN_SECTIONS, section)
+    with about("method"):
+        sampler_class = samplers.get(config.method)
     lacking = [name for name in ("Options", "weights", "supports", "sample") if not hasattr(sampler_class, name)]
     if lacking:
-        raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.")
+        raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.", "method")
     if suite is None:
-        suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
-    task = suite.task(config.task, config.options.get("task", {}))
+        with about("suite"):
+            suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
+    with about("task"):
+        task = suite.task(config.task, config.options.get("task", {}))
     own = suite.methods.get(config.method, {})
-    chosen = {**own, **_preset(sampler_class, config, task, suite), **config.options.get("method", {})}
+    with about("preset"):
+        preset = _preset(sampler_class, config, task, suite)
+    chosen = {**own, **preset, **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
     if "label" in config.options.get("method", {}) and not suite.num_classes:
-        raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.")
+        raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.", "method.label")
     metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
     if config.metrics is not None:
         metric_names = list(config.metrics)
-    for name in metric_names:
-        metric_registry.get(name)
+    with about("metrics"):
+        for name in metric_names:
+            metric_registry.get(name)
     device = choose_device(config.device)
     execution = Execution(config.precision, config.compile)
-    execution.check(device)
-    suite = with_execution(suite, execution)
+    with about("precision"):
+        execution.check(device)
+        suite = with_execution(suite, execution)
     weights = _weight_hashes(suite, config.split, sampler_class)
-    dataset = suite.dataset(config.split)
+    with about("data"):
+        dataset = suite.dataset(config.split)
     num_images = config.num_images or min(suite.num_images, len(dataset))
     if num_images > len(dataset):
-        raise UserError(f"--num-images: the {config.split} split of {suite.name} has {len(dataset)} images, not {num_images}.")
-    num_samples = config.samples or suite.num_samples
+        message = f"--num-images: the {config.split} split of {suite.name} has {len(dataset)} images, not {num_images}."
+        raise UserError(message, "num_images")
     identity = RunIdentity(
-        suite=suite.name,
+        **{
+            **config.model_dump(include={*RunOptions.model_fields}),
+            "suite": suite.name,
+            "task": task.name,
+            "num_images": num_images,
+            "samples": config.samples or suite.num_samples,
+        },
         suite_options=dict(suite.data_options),
         dataset_sha256=dataset.sha256,
-        split=config.split,
-        task=task.name,
         problem=task.problem,
         task_options=dump(task.options),
-        method=config.method,
         method_options=dump(options),
         plugin_sha256=_plugin_hashes(sampler_class, type(task)),
         weights_sha256=weights,
-        num_images=num_images,
-        samples=num_samples,
-        seed=config.seed,
-        precision=config.precision,
     )
     return Plan(
         identity=identity,
@@ -156,7 +163,8 @@ def _weight_hashes(suite: Suite, split: str, sampler_class: type[Sampler]) -> di
 
     def look(name: str, read: Callable[[], str | None]) -> None:
         try:
-            found = read()
+            with about("weights"):
+                found = read()
         except MissingError as error:
             missing.append(str(error))
         else:
@@ -167,7 +175,8 @@ def _weight_hashes(suite: Suite, split: str, sampler_class: type[Sampler]) -> di
     if sampler_class.weights:
         look("codec", suite.codec_sha256)
     try:
-        suite.dataset(split)
+        with about("data"):
+            suite.dataset(split)
     except MissingError as error:
         missing.append(str(error))
     if len(missing) > 1:

@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import Field
 
 from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError, unknown_name
-from vfmbench.files import exclusive, replace_file
 from vfmbench.options import Options, validate
 from vfmbench.registry import load_plugin, suites
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
+from vfmbench.tuned import tuned_methods, write_tuned
 
 
 class MethodGrid(Options):
@@ -97,12 +96,13 @@ def tune(
     if not suite.tuning:
         raise UserError(f"The suite {suite.name} says nothing about tuning: its YAML file has no section `tuning`.")
     tuning = validate(TuningOptions, {**suite.tuning, **options.get("tuning", {})}, "tuning.")
-    methods = _known("method to tune", methods, tuning.methods)
-    tasks = _known("task to tune", tasks, tuning.tasks)
+    methods = _known("method", methods, tuning.methods)
+    tasks = _known("task", tasks, tuning.tasks)
     groups = {
         (method, task): trials_of(suite_name, method, task, tuning, options, runs) for task in tasks for method in methods
     }
     trials = [trial for group in groups.values() for trial in group]
+    tuned_methods(out, suite.name)
     for trial in trials:
         plan(trial.config)
     written: dict[tuple[str, str], dict[str, Any]] = {}
@@ -111,14 +111,14 @@ def tune(
         for (method, task), group in groups.items():
             if (method, task) not in written and all(trial.values or trial.problem for trial in group):
                 written[method, task] = _entry(group, tuning)
-                _write(out, suite.name, method, task, written[method, task])
+                write_tuned(out, suite.name, method, task, written[method, task])
     return written
 
 
-def _known(kind: str, names: Sequence[str] | None, allowed: Sequence[str] | Mapping[str, Any]) -> list[str]:
+def _known(key: str, names: Sequence[str] | None, allowed: Sequence[str] | Mapping[str, Any]) -> list[str]:
     for name in names or ():
         if name not in allowed:
-            raise unknown_name(kind, name, allowed)
+            raise unknown_name(f"{key} to tune", name, allowed, key)
     return list(names or allowed)
 
 
@@ -136,12 +136,9 @@ def trials_of(
             "task": task,
             "suite": suite,
             "split": "validation",
-            "num_images": tuning.num_images,
-            "samples": tuning.samples,
-            "seed": tuning.seed,
             "options": {**sections, "method": {**grid.fixed, **setting}},
-            "metrics": tuning.metrics,
             "out": runs,
+            **{name: value for name, value in tuning if name in RunConfig.model_fields},
         }
         trials.append(Trial(validate(RunConfig, values), setting, grid.fixed))
     return trials
@@ -232,16 +229,3 @@ def _at_edge(value: Any, values: Sequence[Any]) -> bool:
     """Whether an ordered option of at least three values was best at its first or last one."""
     ordered = len(values) > 2 and all(isinstance(other, int | float) for other in values)
     return ordered and value in (min(values), max(values))
-
-
-def _write(path: Path, suite: str, method: str, task: str, entry: dict[str, Any]) -> None:
-    """Puts one entry into the file and leaves the others as they are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path):
-        content: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {"suite": suite, "methods": {}}
-        if content.get("suite") != suite:
-            raise UserError(f"--out: {path} belongs to the suite {content.get('suite')!r}, not {suite!r}.")
-        content["methods"].setdefault(method, {})[task] = entry
-        content["methods"] = {name: dict(sorted(tasks.items())) for name, tasks in sorted(content["methods"].items())}
-        text = yaml.dump(content, sort_keys=False, width=200, default_flow_style=None)
-        replace_file(path, text.encode())
