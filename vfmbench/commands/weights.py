@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from vfmbench.errors import EXIT_FAILED, MissingError, UserError, unknown_name
 from vfmbench.options import parse_overrides, validate
