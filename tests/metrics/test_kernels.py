@@ -30,7 +30,7 @@ def test_squared_mmd_equals_double_loop(sets, name, monkeypatch):
         kernel, scalar = gaussian_kernel(3.0), lambda a, b: np.exp(-((a - b) ** 2).sum() / 6)
     else:
         kernel, scalar = cubic_kernel, lambda a, b: (a @ b / 4 + 1) ** 3
-    counts = torch.cat([original(sets[0]), resampling_counts(30)[:2]])
+    counts = torch.cat([original(sets[0]), torch.from_numpy(resampling_counts(30)[:2])])
     monkeypatch.setattr(kernels, "_BLOCK_VALUES", 7 * 30)
     usual, paired = squared_mmd(*sets, kernel, counts)
     for r, row in enumerate(counts.long()):
@@ -56,11 +56,11 @@ def test_squared_mmd_is_unbiased_and_its_interval_covers():
     usual, paired, covered = [], [], []
     for _ in range(150):
         x, z = torch.randn((2, 50, d), generator=generator).double()
-        counts = torch.cat([original(x), resampling_counts(50)])
+        counts = torch.cat([original(x), torch.from_numpy(resampling_counts(50))])
         results = squared_mmd(x, 0.95 * x + (1 - 0.95**2) ** 0.5 * z + shift, gaussian_kernel(length), counts)
         usual.append(float(results[0][0]))
         paired.append(float(results[1][0]))
-        low, high = normal_interval(paired[-1], results[1][1:])
+        low, high = normal_interval(paired[-1], results[1][1:].numpy())
         covered.append(low <= expected <= high)
     error = np.std(paired) / 150**0.5
     assert np.mean(paired) == pytest.approx(expected, abs=3 * error)

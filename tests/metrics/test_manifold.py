@@ -108,7 +108,7 @@ def test_values(make_set, pixel_space):
         assert value.value == pytest.approx(number)
         assert value.n == 40
         assert value.replicates.shape == (200,)
-        low, high = normal_interval(value.value, value.replicates)
+        low, high = normal_interval(value.value, value.replicates.numpy())
         assert (value.low, value.high) == pytest.approx((max(0, low), high if name == "density" else min(1, high)))
         assert "k = 5" in value.settings
         assert "likeness to its own image" in value.settings

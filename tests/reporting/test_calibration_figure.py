@@ -48,7 +48,7 @@ def test_figure_plots_the_stored_ranks(make_run, tmp_path, monkeypatch):
     out = tmp_path / "figure.png"
     assert calibration_figure([run.store.directory], out) == out
     histogram, coverage, tarp = pyplot.gcf().axes
-    shares = run.curves["calibration_error@pixel"].mean(0).numpy()
+    shares = run.curves["calibration_error@pixel"].mean(0)
     np.testing.assert_allclose(histogram.lines[0].get_ydata(), 11 * shares)
     np.testing.assert_allclose(coverage.lines[0].get_ydata()[-1], shares[1:-1].sum())
     np.testing.assert_allclose(coverage.lines[0].get_xdata()[-1], 9 / 11)

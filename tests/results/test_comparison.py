@@ -56,7 +56,7 @@ def test_p_values_are_those_of_the_paired_test_with_holms_correction(make_run):
     shifts = {"a": 0.0, "b": 0.10, "c": 0.06, "d": -0.15}
     runs = [make_run(name, [per_image("ssim", shift, seed=k)]) for k, (name, shift) in enumerate(shifts.items())]
     _, cells = compared(runs, "a")
-    values = {run.identity["method"]: torch.tensor(run.per_image["ssim"].to_numpy()) for run in runs}
+    values = {run.identity["method"]: run.per_image["ssim"].to_numpy() for run in runs}
     expected = {name: paired_difference(values[name], values["a"]) for name in "bcd"}
     corrected = dict(zip("bcd", holm([expected[name].p_value for name in "bcd"]), strict=True))
     for name in "bcd":
@@ -117,7 +117,7 @@ def test_distances_of_means_differ_if_neither_their_difference_nor_their_sum_may
     _, cells = compared(runs, "below")
     assert marks(cells["interval_coverage@pixel"]) == {"below": "*", "above": "*"}
     difference = cells["interval_coverage@pixel"]["above"].difference
-    below, above = (torch.tensor(run.per_image["interval_coverage@pixel"].to_numpy()) - level for run in runs)
+    below, above = (run.per_image["interval_coverage@pixel"].to_numpy() - level for run in runs)
     assert difference.value == pytest.approx(0.01)
     assert difference.p_value == max(paired_p_values([above + below, above - below]))
     assert difference.interval()[0] < 0 < difference.interval()[1]

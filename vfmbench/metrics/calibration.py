@@ -11,24 +11,27 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.ranks import (
+from vfmbench.metrics.ranks import rank_shares
+from vfmbench.metrics.values import attempt, in_each_space, mean_value
+from vfmbench.results.ranks import (
     calibration_error,
     central_coverage,
     central_levels,
     kolmogorov_test,
     largest_deviation,
     p_text,
-    rank_shares,
     uniformity_p_value,
 )
-from vfmbench.metrics.values import attempt, in_each_space, mean_value
 from vfmbench.results.statistics import normal_interval, resampling_counts, share_interval
+
+Array = NDArray[np.float64]
 
 _SEED = 0
 _PROJECTIONS = 100
@@ -117,8 +120,8 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
         error = (mean - truth.to(domain.exact_dtype)).square().sum(1, dtype=torch.float64)
         return torch.stack([variance, error], dim=1) / truth.shape[1]
 
-    def ratio(means: Tensor) -> Tensor:
-        return ((count + 1) / count * means[..., 0] / means[..., 1]).sqrt()
+    def ratio(means: Array) -> Array:
+        return np.sqrt((count + 1) / count * means[..., 0] / means[..., 1])
 
     per_image = _in_blocks(moments, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
     if per_image[:, 1].sum() == 0:
@@ -131,7 +134,7 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
 def quoted_level(count: int) -> float:
     """Of the exact central levels of `count` >= 2 samples, the nearest to 0.9: 9/11 of 10 samples, 0.9 of 19."""
     levels = central_levels(count)
-    return float(levels[(levels - _QUOTED_LEVEL).abs().argmin()])
+    return float(levels[np.abs(levels - _QUOTED_LEVEL).argmin()])
 
 
 def data_levels(truth: Tensor) -> tuple[int, Tensor]:
@@ -174,8 +177,8 @@ def _check_samples(evaluation: EvaluationSet, what: str) -> None:
         raise UserError(f"{what} at least 2 samples of an image")
 
 
-def _in_blocks(function: Callable[..., Tensor], truth: Tensor, samples: Tensor, *others: Tensor) -> Tensor:
-    """Concatenates `function` over blocks of images that are small enough to hold as floats; [n,k] on the CPU."""
+def _in_blocks(function: Callable[..., Tensor], truth: Tensor, samples: Tensor, *others: Tensor) -> Array:
+    """Concatenates `function` over blocks of images that are small enough to hold as floats; [n,k]."""
     size = max(1, _BLOCK_VALUES // samples[0].numel())
     blocks: Iterator[tuple[Tensor, ...]] = zip(*(tensor.split(size) for tensor in (truth, samples, *others)), strict=True)
     results = torch.empty(0)
@@ -185,13 +188,13 @@ def _in_blocks(function: Callable[..., Tensor], truth: Tensor, samples: Tensor, 
             # Allocated once: small results kept between large blocks would leave the freed blocks' memory in pieces.
             results = result.new_empty(len(truth), result.shape[1], device="cpu")
         results[number * size : (number + 1) * size] = result
-    return results
+    return results.numpy()
 
 
-def _rank_values(where: str, shares: Tensor, what: str, space: FeatureSpace | None = None) -> list[MetricValue]:
+def _rank_values(where: str, shares: Array, what: str, space: FeatureSpace | None = None) -> list[MetricValue]:
     count = shares.shape[1] - 1
     levels, level = central_levels(count), quoted_level(count)
-    coverage = central_coverage(shares)[:, int((levels - level).abs().argmin())]
+    coverage = central_coverage(shares)[:, int(np.abs(levels - level).argmin())]
     ties = "ties count for each rank they could have"
     width = round(level * (count + 1))
     of_coverage = f"{level:.4g} = {width}/{count + 1} when calibrated; {what}; central interval of K={count} samples; {ties}"
@@ -202,15 +205,15 @@ def _rank_values(where: str, shares: Tensor, what: str, space: FeatureSpace | No
         f"{what}; {ties}; {_INTERVAL}, clipped at 0"
     )
     return [
-        mean_value(f"interval_coverage@{where}", coverage, of_coverage, space, share_interval),
+        mean_value(f"interval_coverage@{where}", torch.from_numpy(coverage), of_coverage, space, share_interval),
         _set_value(f"calibration_error@{where}", calibration_error, shares, of_error, space),
     ]
 
 
 def _set_value(
     name: str,
-    statistic: Callable[[Tensor], Tensor],
-    per_image: Tensor,
+    statistic: Callable[[Array], Array],
+    per_image: Array,
     settings: str,
     space: FeatureSpace | None = None,
     with_curves: bool = True,
@@ -229,6 +232,6 @@ def _set_value(
         feature_space=space.name if space else None,
         feature_weights_sha256=space.weights_sha256 if space else None,
         settings=settings,
-        replicates=replicates,
-        curves=per_image if with_curves else None,
+        replicates=torch.from_numpy(replicates),
+        curves=torch.from_numpy(per_image) if with_curves else None,
     )

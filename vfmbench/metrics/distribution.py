@@ -31,7 +31,7 @@ def feature_sets(evaluation: EvaluationSet, space_name: str) -> tuple[Tensor, Te
 
 def counts_with_original(x: Tensor) -> Tensor:
     """How often each row of x [n,d] is taken in the data itself (row 0) and in its bootstrap resamples, float64 [1+R,n]."""
-    return torch.cat([torch.ones(1, len(x)).double(), resampling_counts(len(x))]).to(x.device)
+    return torch.cat([torch.ones(1, len(x)).double(), torch.from_numpy(resampling_counts(len(x)))]).to(x.device)
 
 
 def linearised_replicates(value: float, influence: Tensor) -> Tensor:
@@ -43,14 +43,14 @@ def linearised_replicates(value: float, influence: Tensor) -> Tensor:
     Args:
         influence: derivatives by each image's count, [n], of sum zero.
     """
-    return value + (resampling_counts(len(influence)) - 1) @ influence.double().cpu()
+    return value + torch.from_numpy(resampling_counts(len(influence)) - 1) @ influence.double().cpu()
 
 
 def set_value(
     evaluation: EvaluationSet, metric: str, space_name: str, value: float, replicates: Tensor, settings: str
 ) -> MetricValue:
     """`metric@space` with a normal interval from the spread of its replicates, which are kept for paired comparisons."""
-    low, high = normal_interval(value, replicates)
+    low, high = normal_interval(value, replicates.numpy())
     return MetricValue(
         name=f"{metric}@{space_name}",
         value=value,

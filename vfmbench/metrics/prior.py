@@ -32,7 +32,7 @@ def mmd_prior(evaluation: EvaluationSet) -> list[MetricValue]:
     truth, draws = truth - truth.mean(0), draws - truth.mean(0)
     squared_length = median_squared_distance_across(truth[None], draws.flatten(0, 1)[None])
     values = squared_mmds(truth, draws, squared_length).clamp_min(0).sqrt().cpu()
-    low, high = mean_interval(values)
+    low, high = mean_interval(values.numpy())
     settings = (
         f"root of the unbiased squared MMD, clipped at 0; kernel exp(-r^2 / (2 l^2)), l^2 = {float(squared_length):.6g} = "
         "median squared distance between true points and draws, at most 2000 of each; "

@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.results.statistics import Interval, mean_interval
+from vfmbench.results.statistics import Interval, Values, mean_interval
 
 
 def mean_value(
@@ -18,7 +18,7 @@ def mean_value(
     per_image: Tensor,
     settings: str,
     space: FeatureSpace | PerceptualDistance | None = None,
-    interval: Callable[[Tensor], Interval] = mean_interval,
+    interval: Callable[[Values], Interval] = mean_interval,
 ) -> MetricValue:
     """The mean over images of per_image [n] with its 95 % interval.
 
@@ -32,7 +32,7 @@ def mean_value(
     broken = ~per_image.isfinite()
     if broken.any():
         raise UserError(f"{name} is not finite for {int(broken.sum())} images, first for image {int(broken.nonzero()[0])}")
-    low, high = interval(per_image)
+    low, high = interval(per_image.numpy())
     return MetricValue(
         name=name,
         value=float(per_image.mean()),

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from vfmbench.errors import UserError
 from vfmbench.files import file_to_write
-from vfmbench.metrics.ranks import (
+from vfmbench.results.ranks import (
     central_coverage,
     central_levels,
     expected_coverage,
@@ -23,7 +23,8 @@ from vfmbench.metrics.ranks import (
 )
 from vfmbench.results.stored import StoredRun, by_image_set, find_runs, labels
 
-Curves = Mapping[str, Tensor]
+Array = NDArray[np.float64]
+Curves = Mapping[str, Array]
 Style = dict[str, Any]
 
 # Okabe and Ito's colours, which stay apart for all common kinds of colour blindness; markers tell the runs apart in grey.
@@ -117,8 +118,8 @@ def _rank_histogram(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> N
     margins = [0.0]
     for heading, shares in curves.items():
         mean, margin = _mean_and_margin(shares * shares.shape[1])
-        axis.plot(torch.arange(shares.shape[1]), mean, **styles[heading])
-        margins.append(float(margin.square().mean().sqrt()))
+        axis.plot(np.arange(shares.shape[1]), mean, **styles[heading])
+        margins.append(float(np.sqrt((margin**2).mean())))
     axis.axhline(1, color="grey", linewidth=1, linestyle="--", zorder=0)
     axis.axhspan(1 - max(margins), 1 + max(margins), zorder=0, **_BAND)
     top = axis.get_ylim()[1]
@@ -147,7 +148,7 @@ def _tarp(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:
     # The runs differ in n only where images failed; the smallest n has the widest band.
     n, ranks = min(shares.shape for shares in curves.values()) if curves else (1, 1)
     levels = rank_levels(ranks - 1)
-    margin = _NORMAL_95 * (levels * (1 - levels) / n).sqrt()
+    margin = _NORMAL_95 * np.sqrt(levels * (1 - levels) / n)
     axis.fill_between(levels, levels - margin, levels + margin, zorder=0, **_BAND)
     _diagonal(axis)
     axis.set_title("TARP expected coverage")
@@ -161,9 +162,9 @@ def _diagonal(axis: Any) -> None:
     axis.set_ylim(-0.02, 1.02)
 
 
-def _mean_and_margin(per_image: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_and_margin(per_image: Array) -> tuple[Array, Array]:
     """Mean over images and half the width of its normal 95 % interval, [n,k] -> [k], [k]; no width for a single image."""
-    deviation = per_image.std(0, correction=min(1, len(per_image) - 1))
+    deviation = per_image.std(0, ddof=min(1, len(per_image) - 1))
     return per_image.mean(0), _NORMAL_95 * deviation / len(per_image) ** 0.5
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from vfmbench.errors import Status, UserError
 from vfmbench.metrics.directions import Direction, base_name, direction, position
@@ -16,6 +15,7 @@ from vfmbench.results.notes import measurement_notes, missing_notes, warning_not
 from vfmbench.results.statistics import (
     FEWEST_IMAGES,
     Interval,
+    Values,
     beyond,
     holm,
     mean_interval,
@@ -61,8 +61,8 @@ class Difference:
     value: float
     p_value: float | None = None
     corrected: float | None = None
-    per_image: Tensor | None = None
-    sums: Tensor | None = None
+    per_image: Values | None = None
+    sums: Values | None = None
     bounds: Interval = (None, None)
 
     def interval(self) -> Interval:
@@ -225,11 +225,11 @@ def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Dif
     """a - b, or None where the metric cannot be paired."""
     if name in a.per_image and name in b.per_image:
         common = a.per_image.index.intersection(b.per_image.index)
-        x, y = (torch.tensor(run.per_image.loc[common, name].to_numpy(), dtype=torch.float64) for run in (a, b))
+        x, y = (run.per_image.loc[common, name].to_numpy(np.float64) for run in (a, b))
         # A metric of the first images only has no values for the others.
-        known = ~(x.isnan() | y.isnan())
+        known = ~(np.isnan(x) | np.isnan(y))
         x, y = x[known], y[known]
-        if len(x) < 2 or not (x.isfinite() & y.isfinite()).all():
+        if len(x) < 2 or not (np.isfinite(x) & np.isfinite(y)).all():
             return None
         if better.target is None:
             return Difference(float((x - y).mean()), per_image=x - y)
@@ -240,7 +240,7 @@ def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Dif
         return Difference(float((x - y).mean()), per_image=x - y, sums=x + y)
     same_images = a.per_image.index.equals(b.per_image.index)
     if name in a.replicates and name in b.replicates and same_images:
-        x, y = (torch.tensor(run.replicates[name].to_numpy()) for run in (a, b))
+        x, y = (run.replicates[name].to_numpy() for run in (a, b))
         first, second = (run.metrics[name]["value"] for run in (a, b))
         if first is None or second is None:
             return None

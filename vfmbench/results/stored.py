@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import yaml
-from torch import Tensor
+from numpy.typing import NDArray
 
 from vfmbench.errors import Status, UserError, unknown_name
 from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore
@@ -74,10 +73,10 @@ class StoredRun:
         return self._table("metrics_replicates.parquet")
 
     @cached_property
-    def curves(self) -> dict[str, Tensor]:
+    def curves(self) -> dict[str, NDArray[np.float64]]:
         """Each image's part of a metric's curve, float64 [n,k], by the metric's name."""
         table = self._table("metrics_curves.parquet")
-        return {name: torch.from_numpy(np.stack(table[name].tolist())) for name in table}
+        return {name: np.stack(table[name].tolist()) for name in table}
 
     def _table(self, name: str) -> pd.DataFrame:
         return self.store.read_table(name) if (self.store.directory / name).exists() else pd.DataFrame()
