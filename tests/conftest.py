@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 # Set before anything is imported that reads them: no test may find, or write, what the user keeps in these folders.
 _CACHES = tempfile.TemporaryDirectory(prefix="vfmbench-tests-")
@@ -22,6 +24,17 @@ def _he_normal(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name: torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else value
         for name, value in state.items()
     }
+
+
+@pytest.fixture
+def figures(monkeypatch) -> Iterator[list[Figure]]:
+    """The figures that a test draws, in order; they stay open until it ends, so that it can look at what is in them."""
+    from matplotlib import pyplot
+
+    close, kept = pyplot.close, []
+    monkeypatch.setattr(pyplot, "close", kept.append)
+    yield kept
+    close("all")
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from vfmbench.cli import main
+from vfmbench.registry import suites
 from vfmbench.running.cost import OCCASIONAL
+
+from ..pictures import is_picture_of
 
 RUN = ["run", "--method", "vfm", "--task", "gaussian_deblur"]
 TASKS = ["denoise", "inpaint_random", "inpaint_box", "super_resolution", "gaussian_deblur", "motion_deblur"]
@@ -367,8 +371,16 @@ def test_adapter_skips_a_problem_it_does_not_know(capsys, out):
     )
 
 
-def test_preview_draws_every_task(capsys, tmp_path, out):
+def test_preview_draws_every_task(capsys, tmp_path, out, figures):
+    truth = suites.get("digits")({}).dataset("test").load(range(8))[0].squeeze(1).numpy()
     for task in [*TASKS, "hdr", "phase_retrieval"]:
         assert main(["preview", "--task", task, *out]) == 0
         assert Path(capsys.readouterr().out.strip()) == tmp_path / "digits" / f"preview-{task}.png"
-        assert (tmp_path / "digits" / f"preview-{task}.png").stat().st_size > 1000
+        figure = figures.pop()
+        assert is_picture_of(tmp_path / "digits" / f"preview-{task}.png", figure)
+        linear = task not in ("hdr", "phase_retrieval")
+        titles = ["truth", "observation", *(["adjoint", "pseudo-inverse"] if linear else [])]
+        assert [axis.get_title() for axis in figure.axes[: len(titles)]] == titles
+        assert len(figure.axes) == 8 * len(titles)
+        for row, axis in enumerate(figure.axes[:: len(titles)]):
+            np.testing.assert_array_equal(axis.images[0].get_array(), truth[row])

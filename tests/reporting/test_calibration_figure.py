@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot
+from matplotlib.colors import to_hex
 
 from vfmbench.errors import UserError
 from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.ranks import rank_shares
 from vfmbench.reporting.calibration import calibration_figure
+
+from ..pictures import is_picture_of
 
 
 def values(scale=1.0, spaces=("pixel", "digitnet"), n=50):
@@ -20,21 +22,18 @@ def values(scale=1.0, spaces=("pixel", "digitnet"), n=50):
     return found
 
 
-def colours(path):
-    picture = pyplot.imread(path)[..., :3]
-    assert picture.shape[0] > 500
-    assert picture.shape[1] > 1500
-    return {tuple(pixel) for pixel in (picture * 255).round().astype(int).reshape(-1, 3)}
-
-
-def test_figure_of_several_runs_shows_each(make_run, tmp_path):
+def test_figure_of_several_runs_shows_each(make_run, tmp_path, figures):
     make_run("calibrated", values())
     make_run("narrow", values(0.6))
     path = calibration_figure([tmp_path])
     assert path == tmp_path / "digits" / "denoise" / "calibration.png"
-    seen = colours(path)
-    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= seen
-    assert (0x00, 0x9E, 0x73) not in seen
+    (figure,) = figures
+    assert is_picture_of(path, figure)
+    for axis in figure.axes:
+        # The third line is the diagonal, or that of the uniform law.
+        assert len({to_hex(line.get_color()) for line in axis.get_lines()}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["calibrated", "narrow"]
+    assert [axis.get_title().rpartition(", ")[2] for axis in figure.axes[::3]] == ["pixels", "features of digitnet"]
 
 
 def test_figure_of_one_run_lies_in_its_directory(make_run):
@@ -42,12 +41,11 @@ def test_figure_of_one_run_lies_in_its_directory(make_run):
     assert calibration_figure([run.store.directory]) == run.store.directory / "calibration.png"
 
 
-def test_figure_plots_the_stored_ranks(make_run, tmp_path, monkeypatch):
+def test_figure_plots_the_stored_ranks(make_run, tmp_path, figures):
     run = make_run("narrow", values(0.6, spaces=("pixel",)))
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     out = tmp_path / "figure.png"
     assert calibration_figure([run.store.directory], out) == out
-    histogram, coverage, tarp = pyplot.gcf().axes
+    histogram, coverage, tarp = figures[0].axes
     shares = run.curves["calibration_error@pixel"].mean(0)
     np.testing.assert_allclose(histogram.lines[0].get_ydata(), 11 * shares)
     np.testing.assert_allclose(coverage.lines[0].get_ydata()[-1], shares[1:-1].sum())
@@ -55,8 +53,6 @@ def test_figure_plots_the_stored_ranks(make_run, tmp_path, monkeypatch):
     np.testing.assert_allclose(tarp.lines[0].get_ydata()[0], run.curves["tarp@pixel"].mean(0)[0])
     assert "p ≤ 0.0001" in histogram.get_xlabel()
     assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (histogram, coverage, tarp))
-    monkeypatch.undo()
-    pyplot.close("all")
 
 
 def test_what_a_figure_cannot_show(make_run, tmp_path):

@@ -6,6 +6,8 @@ import pytest
 
 from vfmbench.cli import main
 
+from ..pictures import is_picture_of
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -65,11 +67,16 @@ def test_compare_prints_the_same_cells(capsys, runs):
     assert rows[0] == rows[1]
 
 
-def test_figure(capsys, runs, tmp_path, without_models):
+def test_figure(capsys, runs, tmp_path, without_models, figures):
     out = tmp_path / "calibration.png"
     assert main(["figure", "calibration", str(runs / "digits" / "inpaint_box"), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    assert out.stat().st_size > 30_000
+    (figure,) = figures
+    assert is_picture_of(out, figure)
+    # A row for pixels and for features, each with histogram, coverage and TARP curve of both runs.
+    assert len(figure.axes) == 2 * 3
+    assert [len(axis.get_lines()) for axis in figure.axes[::3]] == [2 + 1] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["pinv", "vfm"]
 
 
 @pytest.mark.parametrize(

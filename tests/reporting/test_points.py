@@ -14,6 +14,8 @@ from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute
 from vfmbench.running.shards import Shards
 
+from ..pictures import is_picture_of
+
 TASKS = {"checkerboard": "first_coordinate", "gaussian": "linear_observation", "mixture": "linear_observation"}
 
 
@@ -37,21 +39,34 @@ def seen_by(checked, positions=(0, 1, 2)):
         ("mixture", {"dimension": 1}),
     ],
 )
-def test_pictures_of_every_suite(suite, data, tmp_path):
+def test_pictures_of_every_suite(suite, data, tmp_path, figures):
     checked = planned(tmp_path, suite, data)
     execute(checked)
     path = posterior_picture(checked)
     assert path == checked.store.directory / "grid.png"
-    assert path.stat().st_size > 10_000
     overrides = [word for key, value in (data or {}).items() for word in ("--set", f"data.{key}={value}")]
     assert main(["preview", "--suite", suite, "--task", TASKS[suite], "--out", str(tmp_path), *overrides]) == 0
-    assert (tmp_path / suite / f"preview-{TASKS[suite]}.png").stat().st_size > 10_000
+    sampled, previewed = figures
+    assert is_picture_of(path, sampled)
+    assert is_picture_of(tmp_path / suite / f"preview-{TASKS[suite]}.png", previewed)
+    # A panel for each of the three observations; before those of the preview, one of the data.
+    assert [len(figure.axes) for figure in figures] == [3, 1 + 3]
+    assert previewed.axes[0].get_title() == "2000 points of the data"
+    truth = checked.dataset.load([0, 1, 2])[0].flatten(1)
+    for row, axes in enumerate(zip(sampled.axes, previewed.axes[1:], strict=True)):
+        for axis in axes:
+            assert axis.get_title().startswith(f"observation {row}")
+            shown = truth[row, :2].tolist() if truth.shape[1] > 1 else [float(truth[row]), 0.0]
+            np.testing.assert_allclose(axis.lines[-1].get_xydata()[0], shown, rtol=1e-6)
+        if truth.shape[1] > 1:
+            # Draws from the exact posterior, and the run's samples over them.
+            assert [len(cloud.get_offsets()) for cloud in axes[0].collections] == [1000, 20]
+            assert [len(cloud.get_offsets()) for cloud in axes[1].collections] == [1000]
+        else:
+            assert [len(axis.patches) for axis in axes] == [2, 1]
 
 
-def test_compare_draws_a_column_for_each_method(tmp_path, monkeypatch, capsys):
-    close = pyplot.close
-    figures = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
+def test_compare_draws_a_column_for_each_method(tmp_path, figures, capsys):
     arguments = ["--suite", "gaussian", "--methods", "exact,unguided", "--num-images", "2", "--samples", "8"]
     assert main(["compare", *arguments, "--metrics", "residual", "--set", "unguided.steps=2", "--out", str(tmp_path)]) == 0
     path = tmp_path / "gaussian" / "compare-linear_observation.png"
@@ -63,21 +78,17 @@ def test_compare_draws_a_column_for_each_method(tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(axes[0].collections[0].get_offsets(), axes[1].collections[0].get_offsets())
     np.testing.assert_array_equal(axes[0].lines[-1].get_xydata(), axes[1].lines[-1].get_xydata())
     assert [len(axis.collections[1].get_offsets()) for axis in axes] == [8] * 4
-    close("all")
 
 
-def test_panels_show_what_was_stored(tmp_path, monkeypatch):
+def test_panels_show_what_was_stored(tmp_path, figures):
     checked = planned(tmp_path, "checkerboard")
     execute(checked)
-    close, figures = pyplot.close, []
-    monkeypatch.setattr(pyplot, "close", figures.append)
     posterior_picture(checked)
     shards = Shards(checked.store.directory).read()
     truth = checked.dataset.load([0, 1, 2])[0].flatten(1)
     for number, axis in enumerate(figures[0].axes):
         np.testing.assert_allclose(axis.collections[1].get_offsets(), shards[0].images[number].flatten(1), rtol=1e-6)
         np.testing.assert_allclose(axis.lines[-1].get_xydata()[0], truth[number], rtol=1e-6)
-    close("all")
 
 
 def test_observed_lines_go_through_what_was_observed(tmp_path):

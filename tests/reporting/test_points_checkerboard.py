@@ -26,6 +26,8 @@ from vfmbench.running.sampling import PRIOR_STREAM
 from vfmbench.running.shards import Shard, Shards
 from vfmbench.weights.store import WeightStore
 
+from ..pictures import is_picture_of
+
 SAMPLES, OBSERVATIONS = 6, 100
 
 
@@ -86,15 +88,6 @@ def make_board(tmp_path):
         return StoredRun.read(store)
 
     return make
-
-
-@pytest.fixture
-def kept_figures(monkeypatch):
-    """Figures stay open until the test ends."""
-    close = pyplot.close
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    yield
-    close("all")
 
 
 def cell_by_hand(x, y):
@@ -174,13 +167,14 @@ def test_collapsed_samples_are_dots():
     pyplot.close(figure)
 
 
-def test_densities_figure(make_board, tmp_path, kept_figures):
+def test_densities_figure(make_board, tmp_path, figures):
     make_board("vfm")
     make_board("exact", adapted=False)
     path = densities_figure([tmp_path])
     assert path == tmp_path / "runs/checkerboard/first_coordinate/densities.png"
-    assert path.stat().st_size > 50_000
-    figure = pyplot.gcf()
+    (figure,) = figures
+    assert is_picture_of(path, figure)
+    assert len(figure.axes) == 3 * len(VALUES)
     labels = [axis.get_ylabel() for axis in figure.axes[::4]]
     assert [label.splitlines() for label in labels] == [
         ["exact", "data space, $x_2$"],
@@ -197,7 +191,7 @@ def test_densities_figure(make_board, tmp_path, kept_figures):
     assert "seed 0" in figure.get_suptitle()
 
 
-def test_alignment_figure_is_ordered_and_named_by_training(make_board, tmp_path, kept_figures):
+def test_alignment_figure_is_ordered_and_named_by_training(make_board, tmp_path, figures):
     for alpha in (0.5, 0.0, 1.0):
         store = WeightStore(tmp_path / "training/checkerboard" / f"vfm-{alpha}", "")
         entry = {"architecture": {}, "training": {"options": {"alpha": alpha, "steps": 10, "architecture": {}}}}
@@ -206,8 +200,10 @@ def test_alignment_figure_is_ordered_and_named_by_training(make_board, tmp_path,
     make_board("exact", adapted=False)
     out = tmp_path / "figure.png"
     assert alignment_figure([tmp_path], out) == out
-    assert out.stat().st_size > 50_000
-    axes = pyplot.gcf().axes
+    (figure,) = figures
+    assert is_picture_of(out, figure)
+    axes = figure.axes
+    assert len(axes) == 3 * 3
     assert [axis.get_title() for axis in axes[:3]] == ["vfm, alpha=0.0", "vfm, alpha=0.5", "vfm, alpha=1.0"]
     noise, data, paths = (axes[row * 3].collections[0] for row in range(3))
     np.testing.assert_allclose(data.get_offsets(), 1.25 * noise.get_offsets(), rtol=1e-6)
