@@ -11,6 +11,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from vfmbench.registry import forget_suites
+
 # Set before anything is imported that reads them: no test may find, or write, what the user keeps in these folders.
 _CACHES = tempfile.TemporaryDirectory(prefix="vfmbench-tests-")
 for _variable in ("TORCH_HOME", "HF_HOME", "VFMBENCH_CACHE", "VFMBENCH_WEIGHTS_DIR"):
@@ -78,3 +80,9 @@ def random_trunks(tmp_path_factory) -> dict[str, Path]:
         files[name] = tmp_path_factory.mktemp("weights") / f"random-{name}.pth"
         torch.save(_he_normal(state), files[name])
     return files
+
+
+@pytest.fixture(autouse=True)
+def _suites_of_its_own():
+    """No test sees what another one's suites have read of folders and variables that are gone."""
+    forget_suites()

@@ -6,15 +6,32 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from vfmbench.errors import UserError
 
+SETTLED_SECONDS = 1.0
+
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file of any size, read piece by piece. Raises OSError."""
+    """Hash of a file of any size, read piece by piece, once a process as long as the file stays as it is. Raises OSError."""
+    found = path.stat()
+    # Two changes of a file can carry the same time, so what has just changed is not remembered.
+    if time.time() - found.st_ctime < SETTLED_SECONDS:
+        return _digest(path)
+    return _remembered(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(path: Path, *state: int) -> str:
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vfmbench.errors import UserError, unknown_name
+from vfmbench.errors import UserError, about, unknown_name
+
+if TYPE_CHECKING:
+    from vfmbench.interfaces import Suite
 
 
 class Registry:
@@ -68,6 +73,31 @@ suites = Registry("suite", "vfmbench.suites")
 metrics = Registry("metric", "vfmbench.metrics")
 stages = Registry("training stage", "vfmbench.stages")
 converters = Registry("converter", "vfmbench.converters")
+
+
+_suites_built: dict[tuple[Any, str], Suite] = {}
+
+
+def load_suite(name: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Suite:
+    """The suite with the sections `data` and `weights` of a run's options, built once a process.
+
+    Equal options give the same object, so that data and weights are read and hashed once, however many runs they are for. What
+    has changed on the disk since a split was first asked for is not seen, unless `forget_suites` is called.
+
+    Raises UserError for an unknown name or option.
+    """
+    sections = {key: dict((options or {}).get(key, {})) for key in ("data", "weights")}
+    with about("suite"):
+        factory = suites.get(name)
+        key = factory, json.dumps(sections, sort_keys=True, default=str)
+        if key not in _suites_built:
+            _suites_built[key] = factory(sections)
+        return _suites_built[key]
+
+
+def forget_suites() -> None:
+    """Has suites built anew: for a process that changes data or environment variables while it runs."""
+    _suites_built.clear()
 
 
 def load_plugin(path: str) -> None:

@@ -1,7 +1,9 @@
 """The suite imagenet256 from the command line, on random weights of the published layouts with few channels."""
 
+import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vfmbench import files
 from vfmbench.cli import main
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models import sd_vae
@@ -117,6 +120,34 @@ def test_vfm_finds_its_weights_by_itself(capsys, tmp_path, imagenet, weights):
         assert result["status"] == "done"
     [provenance] = (tmp_path / "runs").glob("imagenet256/gaussian_deblur/vfm/*/provenance.json")
     assert {"vfm", "codec"} == json.loads(provenance.read_text())["weights_sha256"].keys()
+
+
+def test_compare_hashes_data_and_weights_once(tmp_path, imagenet, weights, random_inception, monkeypatch):
+    monkeypatch.setattr(files, "SETTLED_SECONDS", 0)
+    hashed = []
+    real = hashlib.file_digest
+
+    def counting(file, *arguments):
+        hashed.append(Path(file.name).name)
+        return real(file, *arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    arguments = [
+        "--set",
+        f"data.path={imagenet}",
+        "--set",
+        f"weights.inception={random_inception}",
+        "--metrics",
+        "psnr,residual",
+    ]
+    cells = ["--methods", "vfm,autoencoded,unguided", "--tasks", "denoise,inpaint_box", "--set", "unguided.steps=1"]
+    size = ["--num-images", "1", "--samples", "1"]
+    assert main(["compare", "--suite", "imagenet256", *cells, *size, *arguments, "--out", str(tmp_path / "runs")]) == 0
+    counts = Counter(hashed)
+    test_images = [name for name in counts if name.endswith(".png")]
+    assert len(test_images) >= 12
+    used = {"vae.safetensors", "vfm.safetensors", random_inception.name, *test_images}
+    assert {name: counts[name] for name in used} == dict.fromkeys(used, 1)
 
 
 @pytest.mark.parametrize("method", SOLVERS)

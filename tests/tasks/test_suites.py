@@ -11,7 +11,7 @@ from PIL import Image
 from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.errors import MissingError, UserError
-from vfmbench.registry import suites
+from vfmbench.registry import forget_suites, suites
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
@@ -77,6 +77,7 @@ def test_a_broken_file_is_a_failed_row_and_metrics_say_so(capsys, pictures, tmp_
 def test_broken_files_change_no_other_result(pictures, tmp_path):
     whole = run(config(pictures, tmp_path, task="inpaint_random"))
     break_images(pictures, tmp_path, [0, 7])
+    forget_suites()
     rest = run(config(pictures, tmp_path, task="inpaint_random"))
     assert rest.store.directory != whole.store.directory
     before, after = (torch.cat([shard.images for shard in Shards(result.store.directory).read()]) for result in (whole, rest))

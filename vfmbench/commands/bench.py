@@ -13,7 +13,7 @@ from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.config import RunConfig
 from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import Suite
-from vfmbench.registry import samplers, suites
+from vfmbench.registry import load_suite, samplers
 from vfmbench.reporting import console, tables
 from vfmbench.running.bench import Cost, bench, matrix_rate
 from vfmbench.running.plan import Plan, choose_device, plan
@@ -22,7 +22,7 @@ from vfmbench.training.untrained import untrained
 
 def main(options: argparse.Namespace) -> int:
     methods = options.methods or samplers.names()
-    task = options.task or suites.get(options.suite)({}).task_names[0]
+    task = options.task or load_suite(options.suite).task_names[0]
     configs = run_configs(options, [(method, task) for method in methods])
     cells = [checked_cell(config) for config in configs]
     rate = matrix_rate(choose_device(options.device), configs[0].precision)
@@ -32,8 +32,7 @@ def main(options: argparse.Namespace) -> int:
 
         @cache
         def untrained_suite() -> Suite:
-            suite = suites.get(options.suite)({key: configs[0].options.get(key, {}) for key in ("data", "weights")})
-            return stack.enter_context(untrained(suite))
+            return stack.enter_context(untrained(load_suite(options.suite, configs[0].options)))
 
         for done, (method, config, cell) in enumerate(zip(methods, configs, cells, strict=True)):
             update(done, len(methods))

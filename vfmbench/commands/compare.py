@@ -7,7 +7,7 @@ import json
 
 from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
-from vfmbench.registry import samplers, suites
+from vfmbench.registry import load_suite, samplers
 from vfmbench.reporting import console, pictures, rendering, tables
 from vfmbench.results.comparison import Entry, compare
 from vfmbench.results.stored import StoredRun
@@ -16,7 +16,7 @@ from vfmbench.running.runner import Run, execute
 
 
 def main(options: argparse.Namespace) -> int:
-    suite = suites.get(options.suite)({})
+    suite = load_suite(options.suite)
     methods = options.methods or list(suite.methods) or samplers.names()
     tasks = options.tasks or list(suite.task_names)
     pairs = [(method, task) for task in tasks for method in methods]

@@ -12,10 +12,10 @@ from vfmbench.config import RUN_SECTIONS, RunConfig
 from vfmbench.errors import MissingError, Status, UserError, about, unknown_name
 from vfmbench.interfaces import Suite
 from vfmbench.launching.definitions import SweepFile, TrainGrid
-from vfmbench.launching.jobs import Job, PlannedRun, SuiteCache, Training, digest
+from vfmbench.launching.jobs import Job, PlannedRun, Training, digest
 from vfmbench.launching.resources import JobResources, read_profile, resources_of
 from vfmbench.options import dump, validate
-from vfmbench.registry import samplers, stages
+from vfmbench.registry import load_suite, samplers, stages
 from vfmbench.running.plan import Plan, plan
 from vfmbench.running.sharding import Part, positions, unfinished_parts
 
@@ -40,7 +40,7 @@ class _Expansion:
     """One sweep file on its way to jobs."""
 
     def __init__(self, sweep: SweepFile):
-        self._sweep, self._file, self._definition, self._suites = sweep, sweep.file, sweep.definition, SuiteCache()
+        self._sweep, self._file, self._definition = sweep, sweep.file, sweep.definition
         self._trained: dict[str, list[Training]] = {}
         try:
             self._profile = read_profile(self._definition.profile)
@@ -141,7 +141,7 @@ class _Expansion:
             message = f"with several suites, the grid must name {' and '.join(missing)}."
             raise self._file.error(message, f"{self._sweep.place(position)}.suite")
         try:
-            suite = self._suite(names[0], {})
+            suite = load_suite(names[0])
         except UserError as error:
             raise self._sweep.located(error, position, {"suite": names[0]}) from None
         defaults = {"task": list(suite.task_names), "method": list(suite.methods) or samplers.names()}
@@ -159,17 +159,13 @@ class _Expansion:
             samplers.get(config.method)
         return config
 
-    def _suite(self, name: str, options: Mapping[str, Mapping[str, Any]]) -> Suite:
-        with about("suite"):
-            return self._suites.get(name, options)
-
     def _planned(self, run: PlannedRun) -> tuple[PlannedRun, Plan | None]:
         """The run with its directory and what is stored of it, and its plan if it can run at all.
 
         Raises UserError for what no training could put right.
         """
         try:
-            checked = plan(run.config, self._suite(run.config.suite, run.config.options))
+            checked = plan(run.config)
             verdict = checked.verdict
         except MissingError as error:
             return replace(run, status=Status.MISSING, note=str(error)), None
@@ -184,7 +180,7 @@ class _Expansion:
     def _check_stages(self, runs: Sequence[PlannedRun]) -> None:
         """Raises UserError for a training stage that a suite of the runs does not have."""
         for name in dict.fromkeys(run.config.suite for run in runs) if self._definition.train else ():
-            known = self._suites.get(name, {}).training
+            known = load_suite(name).training
             for position, block in enumerate(self._definition.train):
                 if block.stage not in known:
                     error = unknown_name(f"training stage of the suite {name}", block.stage, known)
@@ -193,7 +189,7 @@ class _Expansion:
     def _trainings_of(self, run: PlannedRun) -> Iterator[Training]:
         """The trainings of all blocks that make weights for the run."""
         sections = {key: dict(run.config.options.get(key, {})) for key in ("data", "weights")}
-        suite = self._suites.get(run.config.suite, sections)
+        suite = load_suite(run.config.suite, sections)
         for position, block in enumerate(self._definition.train):
             if block.stage in samplers.get(run.config.method).weights:
                 key = digest([run.config.suite, sections, position])
@@ -238,7 +234,7 @@ class _Expansion:
         if not training.finished:
             return changed
         try:
-            suite = self._suites.get(run.config.suite, run.config.options).with_weights(training.directory)
+            suite = load_suite(run.config.suite, run.config.options).with_weights(training.directory)
             checked = plan(config, suite)
         except MissingError:  # the other weights are put beside the trained ones when the job runs
             return changed

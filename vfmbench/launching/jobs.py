@@ -13,10 +13,8 @@ from vfmbench.config import RunConfig
 from vfmbench.errors import Status
 from vfmbench.interfaces import Suite
 from vfmbench.launching.resources import JobResources
-from vfmbench.registry import suites
+from vfmbench.registry import load_suite
 from vfmbench.running.sharding import Part
-
-_SUITE_SECTIONS = ("data", "weights")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Training:
 
     def build_suite(self) -> Suite:
         """The suite that the stage belongs to, on the weights that it starts from."""
-        return suites.get(self.suite)(self.sections)
+        return load_suite(self.suite, self.sections)
 
     @property
     def finished(self) -> bool:
@@ -106,21 +104,6 @@ class Job:
     @property
     def open(self) -> bool:
         return any(run.open for run in self.runs) and not self.part_done
-
-
-class SuiteCache:
-    """Suites by name and options, each built once: many runs of a sweep share one."""
-
-    def __init__(self) -> None:
-        self._built: dict[str, Suite] = {}
-
-    def get(self, name: str, options: Mapping[str, Mapping[str, Any]]) -> Suite:
-        """The suite with the sections `data` and `weights` of a run's options."""
-        sections = {key: dict(options.get(key, {})) for key in _SUITE_SECTIONS}
-        key = digest([name, sections])
-        if key not in self._built:
-            self._built[key] = suites.get(name)(sections)
-        return self._built[key]
 
 
 def digest(what: Any, digits: int = 12) -> str:

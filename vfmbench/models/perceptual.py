@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import unknown_name
+from vfmbench.files import file_sha256
 from vfmbench.interfaces import PerceptualDistance
 from vfmbench.models.images import require_rgb
 from vfmbench.weights.external import ExternalPaths, ExternalWeights, load_external
@@ -53,7 +54,7 @@ class LPIPS:
         weights.fill(fill_trunk)
         self._network.requires_grad_(False).to(device)
         linear = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
-        hashes = weights.sha256 + hashlib.sha256(linear.read_bytes()).hexdigest()
+        hashes = weights.sha256 + file_sha256(linear)
         self.weights_sha256 = hashlib.sha256(hashes.encode()).hexdigest()
         self.settings = f"{weights.origin}; LPIPS 0.1, net {net}, images in [-1,1] at their own size"
 

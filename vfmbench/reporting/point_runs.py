@@ -17,7 +17,7 @@ from vfmbench.interfaces import Dataset, ExactPosterior, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
-from vfmbench.registry import suites
+from vfmbench.registry import load_suite
 from vfmbench.results.run_directory import RunStore
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
@@ -83,7 +83,7 @@ class PointRun:
         """
         directory = run.store.directory
         identity = validate(RunIdentity, run.identity, f"{directory / 'config.yaml'}: identity.")
-        suite: Suite = suites.get(identity.suite)({"data": identity.suite_options})
+        suite = load_suite(identity.suite, {"data": identity.suite_options})
         if suite.domain is not POINTS:
             raise UserError(
                 f"{directory} is a run on {suite.domain} (suite {suite.name}); this figure is for suites of {POINTS}."

@@ -114,11 +114,13 @@ class RunStore:
 
     def write_dataset(self, identity: RunIdentity, dataset: Dataset) -> None:
         """dataset.json: the split's hash, the planned images' files in order, and those that could not be decoded."""
+        # Other runs of the process may have read more of it.
+        errors = [dataset.errors[key] for key in sorted(dataset.errors) if key < identity.num_images]
         content = {
             "sha256": dataset.sha256,
             "split": identity.split,
             "files": list(dataset.files[: identity.num_images]),
-            "errors": {"count": len(dataset.errors), "messages": [dataset.errors[key] for key in sorted(dataset.errors)]},
+            "errors": {"count": len(errors), "messages": errors},
         }
         self.write_json("dataset.json", content)
 

@@ -20,8 +20,8 @@ from vfmbench.measurement import Measurement
 from vfmbench.metrics.compute import metrics_of_images
 from vfmbench.models.execution import Execution, with_execution
 from vfmbench.options import Options, dump, validate
+from vfmbench.registry import load_suite, samplers
 from vfmbench.registry import metrics as metric_registry
-from vfmbench.registry import samplers, suites
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.evaluating import measured
 
@@ -82,7 +82,7 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence.
 
     Args:
-        suite: the configuration's, where many runs of one suite are planned and it should be read only once.
+        suite: another than the configuration names, such as the same one on other weights.
     """
     for section in config.options:
         if section not in RUN_SECTIONS:
@@ -93,8 +93,7 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     if lacking:
         raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.", "method")
     if suite is None:
-        with about("suite"):
-            suite = suites.get(config.suite)({key: config.options.get(key, {}) for key in ("data", "weights")})
+        suite = load_suite(config.suite, config.options)
     with about("task"):
         task = suite.task(config.task, config.options.get("task", {}))
     own = suite.methods.get(config.method, {})

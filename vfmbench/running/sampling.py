@@ -66,8 +66,8 @@ def sample_images(plan: Plan, sampler: Sampler, todo: list[int], session: int, p
                 writer.write(finish)
             del waiting[: len(batch)]
             progress(planned - len(waiting), planned)
-    for position, message in plan.dataset.errors.items():
-        LOG.warning("image %d left out: %s", position, message)
+    for position in sorted(plan.dataset.errors.keys() & todo):
+        LOG.warning("image %d left out: %s", position, plan.dataset.errors[position])
     return rows
 
 

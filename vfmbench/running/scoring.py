@@ -20,8 +20,8 @@ from vfmbench.models.features import EXTERNAL_SPACES, external_space
 from vfmbench.models.perceptual import NETS, perceptual_distance
 from vfmbench.options import validate
 from vfmbench.provenance import environment, now
+from vfmbench.registry import load_suite
 from vfmbench.registry import metrics as metric_registry
-from vfmbench.registry import suites
 from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore, metric_row
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
@@ -142,7 +142,7 @@ def _identity(store: RunStore) -> RunIdentity:
 
 def _suite_of(identity: RunIdentity, options: Mapping[str, Mapping[str, Any]]) -> tuple[Suite, Dataset]:
     data = {**identity.suite_options, **options.get("data", {})}
-    suite: Suite = suites.get(identity.suite)({"data": data, "weights": options.get("weights", {})})
+    suite = load_suite(identity.suite, {**options, "data": data})
     dataset = suite.dataset(identity.split)
     if dataset.sha256 != identity.dataset_sha256:
         raise UserError(

@@ -22,7 +22,7 @@ from pydantic import Field
 from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError, unknown_name
 from vfmbench.options import Options, validate
-from vfmbench.registry import load_plugin, suites
+from vfmbench.registry import load_plugin, load_suite
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
 from vfmbench.tuned import tuned_methods, write_tuned
@@ -92,7 +92,7 @@ def tune(
     Returns the entries written, by (method, task). Raises UserError for a suite without a `tuning` section, an unknown name or
     a value that a method refuses, before any trial runs.
     """
-    suite = suites.get(suite_name)({key: options.get(key, {}) for key in ("data", "weights")})
+    suite = load_suite(suite_name, options)
     if not suite.tuning:
         raise UserError(f"The suite {suite.name} says nothing about tuning: its YAML file has no section `tuning`.")
     tuning = validate(TuningOptions, {**suite.tuning, **options.get("tuning", {})}, "tuning.")
