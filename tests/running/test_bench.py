@@ -81,8 +81,8 @@ def test_bench_in_half_precision(config):
         for precision in ("bfloat16", "float32")
     )
     assert (half.precision, whole.precision) == ("bfloat16", "float32")
-    # Which of them takes the fused attention, whose gradient computes one product again, depends on the CPU.
-    assert half.flops == pytest.approx(whole.flops, rel=0.02)
+    # Whatever attention kernel the processor has for either, the plain one is counted.
+    assert half.flops == whole.flops
     assert half.evaluations == whole.evaluations
     assert min(matrix_rate(CPU, precision) for precision in ("bfloat16", "float32")) > 0
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -37,7 +38,7 @@ class Cost:
         seconds: seconds per sample at `batch`, the batch size (in samples) of the highest throughput that was tried.
         network_share: share of `seconds` inside networks and codec.
         evaluations: per sample.
-        flops: of one sample, multiplications and additions counted apart; matrix products, convolutions, attention only.
+        flops: of one sample, multiplications and additions counted apart; matrix products, convolutions, plain attention only.
         peak_share: flops / seconds over the device's own rate on a large matrix product in the same precision.
         memory: bytes of tensors at batch 1, weights not included; as without compilation.
         memory_per_sample: what each further sample adds; None if three do not fit.
@@ -102,9 +103,10 @@ def bench(plan: Plan, rate: float, largest_batch: int, random_weights: bool = Fa
         noise = PhiloxNoise(plan.identity.seed, "sampling", *sample_rows(measurement.index, range(1)))
         return lambda: sampler.sample(measurement, 1, noise)
 
-    # Operations are counted one by one, and compiled code does not show its own.
+    # Operations are counted one by one, and compiled code does not show its own. Which attention kernel runs, and how often its
+    # gradient computes a product again, depends on processor, precision and torch's version: counted is the plain one.
     watched = drawing(1, eager)
-    with _FlopCounter() as counter:
+    with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
         watched()
     memory = peak_tensor_memory(watched, plan.device)
     memory_per_sample = _memory_per_sample(drawing(3, eager), memory, plan.device)
