@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import vfmbench  # isort: skip  # noqa: F401 - settles the threads, which must come before torch
+
 import os
 import tempfile
 from collections.abc import Iterator

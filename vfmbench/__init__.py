@@ -7,6 +7,10 @@
 
 from typing import Any
 
+from vfmbench import threads
+
+threads.settle()
+
 __all__ = ["RunConfig", "__version__", "run"]
 
 __version__ = "0.2.0"

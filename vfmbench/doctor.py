@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from vfmbench import threads
 from vfmbench.errors import Status, UserError
 
 _GIGABYTE = 1e9
@@ -28,7 +29,7 @@ _VARIABLES = (
     "VFMBENCH_CACHE",
     "VFMBENCH_WEIGHTS_DIR",
     "CUDA_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
+    *threads.VARIABLES,
 )
 
 
@@ -140,7 +141,7 @@ def _fused_attention(device: Any) -> str:
 
 
 def _processors() -> Check:
-    cores = len(os.sched_getaffinity(0))
+    cores = threads.usable_cores()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _GIGABYTE
     available = _available_memory()
     health = Health.WARNING if available < _LITTLE_MEMORY else Health.OK

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from vfmbench import threads
+
 PACKAGES = (
     "vfmbench",
     "torch",
@@ -70,6 +72,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "waiting": threads.in_force(),
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from vfmbench import threads
 from vfmbench.errors import EXIT_FAILED
 from vfmbench.launching import printing, status
 from vfmbench.launching.sweep import Sweep, prepare
@@ -35,7 +35,7 @@ def launch_jobs(sweep: Sweep, options: argparse.Namespace) -> int:
         if seconds := launch.overhead(sweep.record):
             console.OUT.print("Slurm: a job waited {:.1f} s and spent {:.1f} s beside its own work (medians).".format(*seconds))
     else:
-        workers = options.workers or os.cpu_count() or 1
+        workers = options.workers or threads.usable_cores()
         failed = launch.here(sweep, executor, workers, options.plugin, console.ERR, console.progress)
     printing.print_status(status.rows(sweep.record), console.OUT)
     console.OUT.print(f"Table: {sweep.record.csv}")

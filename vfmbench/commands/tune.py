@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from vfmbench import threads
 from vfmbench.options import parse_overrides
 from vfmbench.reporting import console, tables
 from vfmbench.running.tuning import tune
@@ -21,7 +21,7 @@ def main(options: argparse.Namespace) -> int:
             parse_overrides(options.overrides, ["data", "weights", "tuning"]),
             out,
             options.runs,
-            options.workers or os.cpu_count() or 1,
+            options.workers or threads.usable_cores(),
             options.plugin,
             update,
         )

@@ -15,6 +15,7 @@ import submitit
 import torch
 from rich.console import Console
 
+from vfmbench import threads
 from vfmbench.launching import cluster
 from vfmbench.launching.jobs import Job, digest
 from vfmbench.launching.worker import ProgressBar, last_line, perform
@@ -87,7 +88,6 @@ def run_locally(jobs: Sequence[Job], folder: Path, workers: int, plugins: Sequen
     The processor's cores are shared out evenly; GPUs are given in turn. An interruption stops the processes too.
     """
     gpus = torch.cuda.device_count()
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
     waiting, failed = list(enumerate(jobs, start=1)), 0
     running: dict[int, Any] = {}
     executor = submitit.LocalExecutor(folder / "logs")
@@ -102,7 +102,7 @@ def run_locally(jobs: Sequence[Job], folder: Path, workers: int, plugins: Sequen
                         visible_gpus=[slot % gpus] if gpus else (),
                         stderr_to_stdout=True,
                     )
-                    with _started_quietly(OMP_NUM_THREADS=str(threads)):
+                    with _started_quietly(OMP_NUM_THREADS=str(threads.of_a_worker(workers))):
                         running[slot] = number, job, executor.submit(JobCall(folder, plugins), job)
             for slot, (number, job, process) in list(running.items()):
                 if process.done():
