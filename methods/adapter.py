@@ -3,7 +3,7 @@
 Source: Variational Flow Maps (arXiv 2603.07276), appendix B.2.1; the sizes and all that the paper leaves open (order of layers,
 biases, the clamp) are those of the authors' release, so that their weights load (`vfmbench.methods.published`). The paper's
 adapter sees the observation as an image; the `restored` one, ours, also sees a restored image and which pixels were observed,
-and starts from the restored image's latent.
+and may start from the restored image's latent.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ LOGVAR_RANGE = (-10.0, 2.0)
 
 # Between what is best for deblurring (0.2) and for super-resolution (1), by the PSNR of the inverse on photos64's validation.
 _RESTORING_PRIOR_STD = 0.3
-
-# A restored latent is worth little under unit noise: q starts at a standard deviation of 0.37 around it, and of 1 in holes.
-_RESTORED_LOGVAR = -2.0
 
 SIZES = {
     "small": {"channels": 32, "blocks_per_stage": 1, "embedding_size": 128},
@@ -123,7 +120,10 @@ class NoiseAdapter(nn.Module):
         patch_size: side of the pixel blocks that become channels before the first convolution; 1 in the paper. The halvings
             then start at image_size / patch_size.
         restored: see `adapter_observation`; the mean then starts at `skip_gain` times the restored image's latent.
-        skip_gain: initial value of a factor that is learnt for every problem and channel.
+        skip_gain: initial value of a factor that is learnt for every problem and channel; with 0 the restored image is a
+            feature only, and z starts without an image in it, which the map would otherwise learn to keep instead of to draw.
+        restored_logvar: log-variance that q starts at where pixels were observed; it is 0 in holes. A restored latent is worth
+            little under unit noise; without a skip 0 makes q start at the prior.
     """
 
     def __init__(
@@ -141,9 +141,10 @@ class NoiseAdapter(nn.Module):
         patch_size: int = 1,
         restored: bool = False,
         skip_gain: float = 1.0,
+        restored_logvar: float = -2.0,
     ):
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.restored_logvar = patch_size, restored_logvar
         self.embedding = nn.Sequential(
             nn.Embedding(num_problems, embedding_size),
             nn.Linear(embedding_size, embedding_size),
@@ -191,7 +192,7 @@ class NoiseAdapter(nn.Module):
         mean, logvar = self.conv_out(F.silu(self.norm_out(h))).chunk(2, dim=1)
         if latent is not None:
             mean = mean + self.skip_gain[problem][:, :, None, None] * latent
-            logvar = logvar + _RESTORED_LOGVAR * F.adaptive_avg_pool2d(
+            logvar = logvar + self.restored_logvar * F.adaptive_avg_pool2d(
                 observation[:, -1:], (latent.shape[-2], latent.shape[-1])
             )
         return mean, logvar.clamp(*LOGVAR_RANGE)

@@ -106,6 +106,17 @@ def test_a_restored_adapter_starts_around_the_restored_latent():
     assert torch.equal(logvar, expected)
 
 
+def test_a_restored_adapter_without_skip_starts_at_the_prior_and_sees_the_inverse():
+    adapter = small_adapter(restored=True, patch_size=2, skip_gain=0.0, restored_logvar=0.0)
+    observation, latent = torch.randn(2, 7, 16, 16), torch.randn(2, 2, 4, 4)
+    mean, logvar = adapter(observation, torch.tensor([0, 2]), latent)
+    assert mean.abs().max() == logvar.abs().max() == 0
+    torch.nn.init.normal_(adapter.conv_out.weight)
+    before = adapter(observation, torch.tensor([0, 2]), latent)[0]
+    observation[:, 3:6] += 1
+    assert (adapter(observation, torch.tensor([0, 2]), latent)[0] - before).abs().max() > 0.01
+
+
 def test_a_restored_adapter_sees_observation_inverse_and_mask():
     suite = suites.get("digits")({})
     images, label = suite.dataset("validation").load(range(4))

@@ -16,6 +16,8 @@ from vfmbench.training.features import FeatureStage
 from vfmbench.training.train import train
 from vfmbench.training.trainer import Trainer
 
+from .tiny import stage_of
+
 QUIET = Console(file=io.StringIO())
 CPU = torch.device("cpu")
 OPTIONS = {"steps": 12, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2, "checkpoint_every": 4}
@@ -93,6 +95,21 @@ def test_other_options_on_one_directory_are_refused(tmp_path):
     trainer(tmp_path).run()
     with pytest.raises(UserError, match="learning_rate"):
         trainer(tmp_path, learning_rate=2e-3).resume()
+
+
+def test_a_network_may_have_a_rate_of_its_own(tmp_path):
+    """AdamW's first step is the rate itself wherever the gradient is not tiny."""
+    stage = stage_of("vfm_float32", tmp_path, steps=1, learning_rate=1e-3, learning_rates={"adapter": 1e-2}, gradient_clip=None)
+    last = {"adapter": stage.networks["adapter"].conv_out.weight, "flow": stage.networks["flow"].final_layer.linear.weight}
+    before = {name: weight.detach().clone() for name, weight in last.items()}
+    Trainer(stage, tmp_path / "run", QUIET).run()
+    moved = {name: (weight - before[name]).abs().max().item() for name, weight in last.items()}
+    assert moved == pytest.approx({"adapter": 1e-2, "flow": 1e-3}, rel=0.01)
+
+
+def test_a_rate_of_no_network_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"learning_rates.*adaptor"):
+        Trainer(stage_of("vfm_float32", tmp_path, learning_rates={"adaptor": 1e-2}), tmp_path / "run", QUIET)
 
 
 def test_infinite_loss_is_an_error(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,9 @@ class TrainingOptions(Options):
     batch_size: int = Field(256, ge=2, description="rows in one step, over all processes and micro-batches")
     accumulate: int = Field(1, ge=1, exclude=True, description="micro-batches of a process in one step, for smaller memory")
     learning_rate: float = Field(1e-4, gt=0)
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of single networks by name, where it is another than `learning_rate`"
+    )
     warmup_steps: int = Field(0, ge=0)
     schedule: str = Field("constant", pattern="^(constant|cosine)$", description="of the learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0)

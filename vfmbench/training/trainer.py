@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from vfmbench.errors import MissingError, UserError
+from vfmbench.errors import MissingError, UserError, unknown_name
 from vfmbench.files import replace_file
 from vfmbench.options import dump
 from vfmbench.training.processes import Processes
@@ -64,11 +64,14 @@ class Trainer:
         stage.processes, stage.share = self._processes, self._shares[0]
         self._options = stage.options
         self._networks = stage.networks
+        for name in self._options.learning_rates:
+            if name not in self._networks:
+                raise unknown_name(f"network in {stage.name}.learning_rates", name, self._networks)
         self._ema = {name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in self._networks.items()}
         self._optimisers = {
             name: torch.optim.AdamW(
                 [parameter for parameter in network.parameters() if parameter.requires_grad],
-                lr=self._options.learning_rate,
+                lr=self._rate_of(name),
                 betas=(0.9, self._options.adam_beta2),
                 weight_decay=self._options.weight_decay,
             )
@@ -156,10 +159,9 @@ class Trainer:
     def _train_step(self, interrupted: Callable[[], bool]) -> list[dict[str, Tensor]]:
         """One update of all networks; the terms of each micro-batch."""
         start = time.perf_counter()
-        rate = self._learning_rate()
-        for optimiser in self._optimisers.values():
+        for name, optimiser in self._optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = self._scheduled(self._rate_of(name))
             optimiser.zero_grad(set_to_none=True)
         if self._options.loader_threads and self._step + 1 < self._options.steps:
             self._stage.read_ahead(self._generator(self._step + 1), self._shares)
@@ -212,14 +214,18 @@ class Trainer:
             for name, value in values.items():
                 self._board.add_scalar(name, value, self._step)
 
-    def _learning_rate(self) -> float:
+    def _rate_of(self, network: str) -> float:
+        return self._options.learning_rates.get(network, self._options.learning_rate)
+
+    def _scheduled(self, rate: float) -> float:
+        """The rate of this step, of a training at `rate`."""
         options = self._options
         if self._step < options.warmup_steps:
-            return options.learning_rate * (self._step + 1) / options.warmup_steps
+            return rate * (self._step + 1) / options.warmup_steps
         if options.schedule == "constant":
-            return options.learning_rate
+            return rate
         done = (self._step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)
-        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return rate * 0.5 * (1 + math.cos(math.pi * done))
 
     def evaluate(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """The stage's numbers on a split; none, and the reason logged, where weights are missing that only they need."""
@@ -266,7 +272,9 @@ class Trainer:
         state: dict[str, Any] = torch.load(path, map_location=self._stage.device, weights_only=True)
         wanted = self._identity
         # An option that the checkpoint does not know yet had its default.
-        defaults = {key: field.default for key, field in type(self._options).model_fields.items()}
+        defaults = {
+            key: field.get_default(call_default_factory=True) for key, field in type(self._options).model_fields.items()
+        }
         found = {**defaults, **state["options"]}
         changed = sorted(key for key in wanted if found.get(key) != wanted[key])
         if changed:
