@@ -58,7 +58,7 @@ def replace_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
 def file_to_write(path: Path) -> Path:
     """The path itself. Raises UserError if no file can be written there, which is better learnt before the work."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out: cannot write to {path}.")
+        raise UserError(f"--out: cannot write to {path}.", "out")
     return path
 
 
@@ -82,18 +82,18 @@ def locked_directory(directory: Path, part: str | None = None) -> Iterator[None]
     try:
         for ancestor in (directory, *directory.parents):
             if ancestor.exists() and not ancestor.is_dir():
-                raise UserError(f"--out: {ancestor} is a file, not a directory.")
+                raise UserError(f"--out: {ancestor} is a file, not a directory.", "out")
         directory.mkdir(parents=True, exist_ok=True)
         # Network file systems share a lock only of a file that is open for reading, and exclude only by one for writing.
         lock = (directory / ".lock").open("a+")
     except OSError as error:
-        raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
+        raise UserError(f"--out: cannot write to {directory}: {error.strerror}.", "out") from error
     with lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if part is None else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError:
             message = f"Another process is working on {directory}; wait for it or choose another --out."
-            raise BusyError(message) from None
+            raise BusyError(message, "out") from None
         if part is None:
             yield
         else:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
-import yaml
 from pydantic import BeforeValidator, Field, InstanceOf, model_validator
 
 from vfmbench.domains import DOMAINS, IMAGES, Domain
@@ -34,6 +33,7 @@ from vfmbench.tasks.task_file import load_task_file
 from vfmbench.weights.external import FILES, ExternalPaths, external_sha256, load_external
 from vfmbench.weights.external_files import user_weights_folder
 from vfmbench.weights.store import WeightStore
+from vfmbench.yaml_lines import read_yaml
 
 DataOptions = TypeVar("DataOptions", bound=Options)
 
@@ -237,8 +237,7 @@ class DefinedSuite:
 
 def read_definition(name: str) -> SuiteDefinition:
     """The definition in `<name>.yaml`."""
-    text = files(__name__).joinpath(f"{name}.yaml").read_text()
-    return validate(SuiteDefinition, yaml.safe_load(text), f"{name}.yaml: ")
+    return read_yaml(Path(str(files(__name__))) / f"{name}.yaml", "suite file").validate(SuiteDefinition)
 
 
 def _build(

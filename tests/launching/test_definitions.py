@@ -138,6 +138,19 @@ def test_every_option_of_a_run_is_a_key_of_a_sweep(tmp_path):
     assert plain.runs[0].directory != job.runs[0].directory
 
 
+def test_devices_of_other_machines_are_not_asked_here(tmp_path, monkeypatch):
+    """A login node has no GPU, and a job in float16 needs one."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    text = "grid: {method: [vfm], task: [denoise]}\nfixed:\n  precision: float16\n  device: cuda\n"
+    sweep = read_sweep(write(tmp_path, text))
+    with pytest.raises(UserError, match=r"mine\.yaml:4: --device cuda: no CUDA device"):
+        expand(sweep)
+    [job] = expand(sweep, elsewhere=True)
+    assert job.runs[0].config.precision == "float16"
+    with pytest.raises(UserError, match=r"mine\.yaml:3: --precision float16 needs a CUDA device"):
+        expand(read_sweep(write(tmp_path, text.replace("  device: cuda\n", ""))))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="Cannot read the sweep file"):
         read_sweep(tmp_path / "none.yaml")

@@ -92,3 +92,22 @@ def test_unknown_names_and_suites_without_grids_are_refused(tmp_path):
         tune("digits", ["vfm"], None, {}, tmp_path / "t.yaml", tmp_path, workers=1)
     with pytest.raises(UserError, match="no section `tuning`"):
         tune("cifar10", None, None, {"data": {"path": str(tmp_path)}}, tmp_path / "t.yaml", tmp_path, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("suite: cifar10\nmethods: {}\n", r"^--out: .*tuned\.yaml belongs to the suite 'cifar10', not 'digits'\."),
+        ("suite: digits\n", r"tuned\.yaml: methods is required\."),
+        (
+            "suite: digits\nmethods:\n  flowdps:\n    denoise: {option: {}}\n",
+            r"tuned\.yaml:4: methods\.flowdps\.denoise\.options is",
+        ),
+        ("suite: [digits\n", r"tuned\.yaml:\d: not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_place_for_what_is_tuned_is_refused_before_any_trial(tmp_path, text, message):
+    (tmp_path / "tuned.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run_tune(tmp_path)
+    assert not (tmp_path / "runs").exists()

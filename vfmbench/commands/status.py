@@ -7,7 +7,6 @@ import argparse
 from vfmbench.errors import UserError
 from vfmbench.launching import printing, status
 from vfmbench.launching.record import record_of
-from vfmbench.options import parse_values
 from vfmbench.reporting import console
 
 
@@ -19,15 +18,14 @@ def main(options: argparse.Namespace) -> int:
         printing.print_status(status.folder_rows(target), console.OUT)
         return 0
     if options.merge or options.retry:
-        from vfmbench.launching import sweep as sweeps
+        from vfmbench.commands.sweep import launch_jobs, prepared
+        from vfmbench.launching.sweep import failed_only, merge_parts
 
-        sweep = sweeps.prepare(target, out, options.profile, parse_values(options.overrides))
+        sweep = prepared(target, options)
         if options.merge:
-            sweeps.merge_parts(sweep, console.ERR)
+            merge_parts(sweep, console.ERR)
         if options.retry:
-            from vfmbench.commands.sweep import launch_jobs
-
-            return launch_jobs(sweeps.failed_only(sweep), options)
+            return launch_jobs(failed_only(sweep), options)
     record = record_of(target, out)
     rows = status.rows(record)
     status.write_csv(record, rows)

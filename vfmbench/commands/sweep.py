@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from vfmbench import threads
 from vfmbench.errors import EXIT_FAILED
-from vfmbench.launching import printing, status
+from vfmbench.launching import cluster, printing, status
 from vfmbench.launching.sweep import Sweep, prepare
 from vfmbench.options import parse_values
 from vfmbench.reporting import console
 
 
 def main(options: argparse.Namespace) -> int:
-    sweep = prepare(options.file, options.out, options.profile, parse_values(options.overrides))
+    sweep = prepared(options.file, options)
     if options.dry_run:
         printing.print_plan(sweep, console.OUT)
         return 0
     return launch_jobs(sweep, options)
+
+
+def prepared(file: Path, options: argparse.Namespace) -> Sweep:
+    """The sweep of a file, with what the command line says beside it."""
+    values = parse_values(options.overrides)
+    return prepare(file, options.out, options.profile, values, cluster.chosen(options.executor))
 
 
 def launch_jobs(sweep: Sweep, options: argparse.Namespace) -> int:

@@ -34,6 +34,11 @@ def available() -> bool:
     return all(shutil.which(program) for program in ("sbatch", "srun", "squeue"))
 
 
+def chosen(executor: str) -> bool:
+    """Whether jobs go to Slurm; `auto` takes it where there is one."""
+    return executor == "slurm" or (executor == "auto" and available())
+
+
 def check_available() -> None:
     """Raises MissingError on a machine that has no Slurm or cannot reach it."""
     if not available():

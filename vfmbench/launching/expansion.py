@@ -28,19 +28,22 @@ TRAINING_RESOURCES = "train"
 """Name in a sweep file's `resources` of those of jobs that train."""
 
 
-def expand(sweep: SweepFile) -> list[Job]:
+def expand(sweep: SweepFile, elsewhere: bool = False) -> list[Job]:
     """All jobs of a sweep, in the order of its file; equal runs occur once.
+
+    Args:
+        elsewhere: the jobs are for other machines, whose devices are not known here.
 
     Raises UserError, with the file and the line, for an unknown name, key or value.
     """
-    return _Expansion(sweep).jobs()
+    return _Expansion(sweep, elsewhere).jobs()
 
 
 class _Expansion:
     """One sweep file on its way to jobs."""
 
-    def __init__(self, sweep: SweepFile):
-        self._sweep, self._file, self._definition = sweep, sweep.file, sweep.definition
+    def __init__(self, sweep: SweepFile, elsewhere: bool):
+        self._sweep, self._file, self._definition, self._elsewhere = sweep, sweep.file, sweep.definition, elsewhere
         self._trained: dict[str, list[Training]] = {}
         try:
             self._profile = read_profile(self._definition.profile)
@@ -165,7 +168,7 @@ class _Expansion:
         Raises UserError for what no training could put right.
         """
         try:
-            checked = plan(run.config)
+            checked = plan(run.config, elsewhere=self._elsewhere)
             verdict = checked.verdict
         except MissingError as error:
             return replace(run, status=Status.MISSING, note=str(error)), None
@@ -235,7 +238,7 @@ class _Expansion:
             return changed
         try:
             suite = load_suite(run.config.suite, run.config.options).with_weights(training.directory)
-            checked = plan(config, suite)
+            checked = plan(config, suite, self._elsewhere)
         except MissingError:  # the other weights are put beside the trained ones when the job runs
             return changed
         return replace(changed, directory=checked.store.directory, status=_stored_status(checked))

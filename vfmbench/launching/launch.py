@@ -24,11 +24,10 @@ _POLL_SECONDS = 2.0
 
 def chosen_executor(name: str) -> str:
     """`auto` takes Slurm where there is one. Raises MissingError for `slurm` where there is none."""
-    if name == "auto":
-        return "slurm" if cluster.available() else "local"
-    if name == "slurm":
-        cluster.check_available()
-    return name
+    if not cluster.chosen(name):
+        return "local" if name == "auto" else name
+    cluster.check_available()
+    return "slurm"
 
 
 def here(sweep: Sweep, executor: str, workers: int, plugins: Sequence[str], console: Console, progress: ProgressBar) -> int:

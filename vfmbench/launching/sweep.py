@@ -34,18 +34,25 @@ class Sweep:
     out: Path
 
 
-def prepare(path: Path, out: Path | None = None, profile: str | None = None, fixed: Mapping[str, Any] | None = None) -> Sweep:
+def prepare(
+    path: Path,
+    out: Path | None = None,
+    profile: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    elsewhere: bool = False,
+) -> Sweep:
     """Reads a sweep file and plans its jobs; those are chosen that have something left to do.
 
     Args:
         out, profile: replace the file's.
         fixed: values of run keys or options for all runs.
+        elsewhere: the jobs are for other machines, whose devices are not known here.
 
     Raises UserError with the file's line for whatever is wrong in it.
     """
     file = read_sweep(path).changed(out=out, profile=profile).fixing(fixed or {})
     definition = file.definition
-    jobs = expand(file)
+    jobs = expand(file, elsewhere)
     record = SweepRecord(definition.out, definition.name)
     return Sweep(definition.name, jobs, [job for job in jobs if job.open], record, definition.out)
 

@@ -78,11 +78,12 @@ class Plan:
         return measured(self.task, self.dataset, self.suite.domain, self.identity, positions, self.device)
 
 
-def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
+def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False) -> Plan:
     """Checks everything that can be wrong with a configuration. Raises UserError or MissingError in one sentence.
 
     Args:
         suite: another than the configuration names, such as the same one on other weights.
+        elsewhere: the run is for another machine, so that it does not matter what this one's devices can do.
     """
     for section in config.options:
         if section not in RUN_SECTIONS:
@@ -109,10 +110,11 @@ def plan(config: RunConfig, suite: Suite | None = None) -> Plan:
     with about("metrics"):
         for name in metric_names:
             metric_registry.get(name)
-    device = choose_device(config.device)
+    device = torch.device("cpu") if elsewhere else choose_device(config.device)
     execution = Execution(config.precision, config.compile)
     with about("precision"):
-        execution.check(device)
+        if not elsewhere:
+            execution.check(device)
         suite = with_execution(suite, execution)
     weights = _weight_hashes(suite, config.split, sampler_class)
     with about("data"):
