@@ -1,130 +1,101 @@
-"""The adapter objectives: where gradients go, and each term against its definition."""
+"""The objective's terms against their definitions, its scalings and reductions, and a term from outside the package."""
 
 import copy
 import io
+import json
 
 import pytest
 import torch
 from rich.console import Console
 
-from vfmbench.methods.objective import FrozenAdapterStage, VFMStage
-from vfmbench.registry import suites
-from vfmbench.training.trainer import Trainer
+from vfmbench.methods.objective import Objective, ScalingOptions
+from vfmbench.methods.terms import CoupledFlow, Coupling, Divergence, GuidedFlow, Observation, divergence
+from vfmbench.models.networks import flow_network
+from vfmbench.registry import load_plugin, stages, suites
+from vfmbench.training.batches import Batch
+from vfmbench.training.train import train
 
 CPU = torch.device("cpu")
+SHAPE, ROWS = (2, 1, 1), 32
+
+
+class Still(torch.nn.Module):
+    """u = 0: a flow map that leaves z as it is."""
+
+    def forward(self, x, t, r, label):
+        return torch.zeros_like(x)
+
+
+def coupling_of(z, measurements=(), flow=None, batch=None, **changes):
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        "batch": batch or Batch.draw(0, 100, len(z), generator),
+        "encode": lambda: torch.zeros_like(z),
+        "label": torch.zeros(len(z), dtype=torch.int64),
+        "measurements": measurements,
+        "mean": z,
+        "logvar": torch.zeros_like(z),
+        "z": z,
+        "flow": flow or Still(),
+        "target": flow or Still(),
+        "decode": lambda latents: latents,
+        "null_label": 0,
+    }
+    return Coupling(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
-def suite():
-    return suites.get("digits")({})
-
-
-def stage_of(suite, stage_class=VFMStage, **changes):
-    torch.manual_seed(0)
-    options = {**suite.training[stage_class.name], "steps": 1, "batch_size": 14, **changes}
-    stage = stage_class(suite, stage_class.Options(**options), suite.weights, CPU)
-    # The adapter's zero head would hide errors in its mean and variance.
-    torch.nn.init.normal_(stage.networks["adapter"].conv_out.weight, std=0.05)
-    return stage
-
-
-def gradients(stage):
-    ema = {name: copy.deepcopy(network).requires_grad_(False) for name, network in stage.networks.items()}
-    loss, terms = stage.loss(0, torch.Generator().manual_seed(0), ema)
-    loss.backward()
-    found = {
-        name: any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in network.parameters())
-        for name, network in stage.networks.items()
-    }
-    return found, terms
-
-
-def test_observation_and_kl_terms_reach_the_adapter_only(suite):
-    found, _ = gradients(stage_of(suite, flow_weight=0))
-    assert found == {"flow": False, "adapter": True}
-
-
-def test_without_ema_the_observation_term_also_reaches_the_flow_map(suite):
-    found, _ = gradients(stage_of(suite, flow_weight=0, ema_target=False))
-    assert found == {"flow": True, "adapter": True}
-
-
-def test_flow_term_reaches_the_adapter_through_z(suite):
-    found, _ = gradients(stage_of(suite, observation_weight=0, kl_weight=0, alpha=1.0))
-    assert found == {"flow": True, "adapter": True}
-    found, _ = gradients(stage_of(suite, observation_weight=0, kl_weight=0, alpha=0.0))
-    assert found == {"flow": True, "adapter": False}
-
-
-def test_frozen_flow_map_stays_as_it_is(suite):
-    stage = stage_of(suite, FrozenAdapterStage)
-    before = copy.deepcopy(stage._flow.state_dict())
-    found, _ = gradients(stage)
-    assert found == {"adapter": True}
-    assert all(parameter.grad is None for parameter in stage._flow.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in stage._flow.state_dict().items())
+def measured():
+    """Images of digits, and their measurements under all tasks by groups of rows."""
+    suite = suites.get("digits")({})
+    stage_class = stages.get("vfm")
+    stage = stage_class(suite, stage_class.Options(**{**suite.training["vfm"], "batch_size": 42}), suite.weights, CPU)
+    batch = Batch.draw(0, len(suite.dataset("train")), 42, torch.Generator().manual_seed(0))
+    images, label = stage._loader.load(batch.positions)
+    return images, stage._measure(images, label, batch)[2]
 
 
 def test_kl_against_torch_distributions():
     mean, logvar = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
     q = torch.distributions.Normal(mean, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean)))
-    assert torch.allclose(VFMStage._kl(mean, logvar), expected.flatten(1).mean(1))
+    for reduction, wanted in (("mean", expected.flatten(1).mean(1)), ("sum", expected.flatten(1).sum(1))):
+        assert torch.allclose(divergence(mean, logvar, reduction), wanted)
+        term = Divergence(Divergence.Options(reduction=reduction))
+        assert torch.equal(term(coupling_of(mean, logvar=logvar))[0], divergence(mean, logvar, reduction))
 
 
-def test_observation_loss_is_the_mean_over_y_with_holes_as_zero(suite):
-    stage = stage_of(suite)
-    generator = torch.Generator().manual_seed(0)
-    images, label = stage._batches.draw(21, generator)
-    _, problem, groups = stage._measure(images, label, 0, generator)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_observation_term_is_over_y_with_holes_as_zero(measured, reduction):
+    images, groups = measured
     latents = torch.randn_like(images)
-    loss = stage._observation_loss(latents, groups)
-    seen = []
+    (loss,) = Observation(Observation.Options(reduction=reduction))(coupling_of(latents, groups))
+    assert len(groups) > 4
     for rows, measurement in groups:
-        for position, row in enumerate(rows.tolist()):
-            residual = (measurement.operator.forward(latents[rows]) - measurement.y)[position]
-            if measurement.operator.observed is not None:
-                residual = residual * measurement.operator.observed[position]
-            assert loss[row].item() == pytest.approx((residual.square().mean() / (2 * 0.1**2)).item(), rel=1e-4)
-            assert measurement.problem == stage._tasks[problem[row]].name
-            seen.append(row)
-    assert sorted(seen) == list(range(21))
+        residual = measurement.operator.forward(latents[rows]) - measurement.y
+        if measurement.operator.observed is not None:
+            residual = residual * measurement.operator.observed
+        squares = residual.square().flatten(1)
+        expected = squares.mean(1) if reduction == "mean" else squares.sum(1)
+        torch.testing.assert_close(loss[rows], expected / (2 * 0.1**2), rtol=1e-4, atol=1e-4)
 
 
-def test_true_images_have_an_observation_loss_of_one_half(suite):
+def test_true_images_have_an_observation_loss_of_one_half():
     """The noise alone: E |n|^2 / (2 sigma^2) per entry, where every entry is observed."""
-    stage = stage_of(suite, problems=["denoise", "gaussian_deblur", "super_resolution"])
-    generator = torch.Generator().manual_seed(0)
-    images, label = stage._batches.draw(700, generator)
-    _, _, groups = stage._measure(images, label, 0, generator)
-    assert stage._observation_loss(images, groups).mean().item() == pytest.approx(0.5, abs=0.03)
+    suite = suites.get("digits")({})
+    images = suite.dataset("train").load(range(700))[0].float() / 127.5 - 1
+    index = torch.arange(700)
+    for name in ("denoise", "gaussian_deblur", "super_resolution"):
+        measurement = suite.task(name, {}).measure(images, 0 * index, index, "train/0")
+        (loss,) = Observation(Observation.Options())(coupling_of(images, [(index, measurement)]))
+        assert loss.mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-def test_operators_and_noise_are_new_at_every_step(suite):
-    stage = stage_of(suite)
-    images = torch.zeros(14, 1, 8, 8)
-    label = torch.zeros(14, dtype=torch.int64)
-    first, again, later = (stage._measure(images, label, step, torch.Generator().manual_seed(0))[0] for step in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.isclose(first, later).flatten(1).all(1).any()
-
-
-def test_a_short_training_moves_samples_towards_the_images(suite, tmp_path):
-    stage = stage_of(suite, FrozenAdapterStage, steps=40, batch_size=32, warmup_steps=0, validate_every=1000)
-    before = stage.evaluate(stage.networks, "validation")["psnr/denoise"]
-    networks = Trainer(stage, tmp_path, Console(file=io.StringIO())).run()
-    assert stage.evaluate(networks, "validation")["psnr/denoise"] > before + 1.5
-
-
-def test_observation_loss_is_the_authors_mean_over_images(suite):
+def test_observation_term_is_the_authors_mean_over_images(measured):
     """1/(2 sigma^2) mean((T A x - T y)^2) over all pixels of the observation as an image (release, 200 at sigma = 0.05)."""
-    stage = stage_of(suite)
-    generator = torch.Generator().manual_seed(0)
-    images, label = stage._batches.draw(42, generator)
-    _, problem, groups = stage._measure(images, label, 0, generator)
-    assert len(groups) == len(stage._tasks) == len(problem.unique())
+    images, groups = measured
     latents = torch.randn_like(images)
-    loss = stage._observation_loss(latents, groups)
+    (loss,) = Observation(Observation.Options())(coupling_of(latents, groups))
     for rows, measurement in groups:
         operator = measurement.operator
         difference = operator.to_image(operator.forward(latents[rows])) - operator.to_image(measurement.y)
@@ -134,11 +105,161 @@ def test_observation_loss_is_the_authors_mean_over_images(suite):
         torch.testing.assert_close(loss[rows], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_flow_term_may_be_scaled_by_itself(suite):
-    """The gradient of the scaled terms is that of their logarithms, whatever the observation and KL terms are."""
-    stage = stage_of(suite, adaptive_scope="flow", adaptive_constant=1e-9, observation_weight=0.0, kl_weight=0.0)
-    loss, terms = stage.loss(0, torch.Generator().manual_seed(0), stage.networks)
-    assert loss.item() == pytest.approx(1.0, abs=1e-3)
-    heavier = stage_of(suite, adaptive_scope="flow", adaptive_constant=1e-9, observation_weight=2.0, kl_weight=3.0)
-    total, terms = heavier.loss(0, torch.Generator().manual_seed(0), heavier.networks)
-    assert total.item() == pytest.approx(1.0 + 2 * terms["observation"].item() + 3 * terms["kl"].item(), rel=1e-3)
+def test_the_flow_term_mixes_in_independent_noise():
+    z = torch.full((4000, *SHAPE), 9.0)
+    mixed = GuidedFlow.mixed(coupling_of(z), 0.7)
+    fresh = mixed[(mixed != 9).flatten(1).all(1)]
+    assert len(fresh) / 4000 == pytest.approx(0.3, abs=0.03)
+    assert fresh.std().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(GuidedFlow.mixed(coupling_of(z), 1.0), z)
+
+
+def test_the_true_latents_are_encoded_once_and_only_if_asked_for():
+    calls = []
+    coupling = coupling_of(torch.randn(4, *SHAPE), encode=lambda: calls.append(1) or torch.zeros(4, *SHAPE))
+    Divergence(Divergence.Options())(coupling)
+    assert not calls
+    assert coupling.x is coupling.x
+    assert len(calls) == 1
+
+
+def coupled_loss(weighting="plain", reduction="sum"):
+    torch.manual_seed(0)
+    network = flow_network(SHAPE, {"kind": "mlp", "width": 16, "depth": 2})
+    batch = Batch.draw(0, 100, 64, torch.Generator().manual_seed(0))
+    term = CoupledFlow(CoupledFlow.Options(mean_flow_weighting=weighting, reduction=reduction, tau=0.5))
+    assert term.weight == pytest.approx(2)
+    return term(coupling_of(torch.randn(64, *SHAPE), flow=network, batch=batch))[0].mean().item()
+
+
+def test_inverse_gap_is_the_authors_weighting():
+    """Three quarters of the rows have r = t, where the weight is 1e6; their errors are means over coordinates, here two."""
+    assert coupled_loss("inverse_gap") / coupled_loss() == pytest.approx(0.75e6 / 2, rel=0.01)
+    assert coupled_loss("inverse_gap", "mean") == coupled_loss("inverse_gap", "sum")
+    assert coupled_loss("plain", "mean") == pytest.approx(coupled_loss("plain", "sum") / 2)
+
+
+class Known:
+    """A term with known losses of each row."""
+
+    def __init__(self, name, weight, *losses, adaptive=False):
+        self.name, self.weight, self.adaptive = name, weight, adaptive
+        self.losses = tuple(torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in losses)
+
+    def __call__(self, coupling):
+        return self.losses
+
+
+def scaled(scope, power=1.0):
+    terms = [Known("flow", 2.0, [1.0, 2.0], [3.0, 8.0], adaptive=True), Known("kl", 3.0, [0.5, 1.5])]
+    options = ScalingOptions(adaptive_scope=scope, adaptive_power=power, adaptive_constant=0.5)
+    loss, logged = Objective(terms, options)(coupling_of(torch.zeros(2, *SHAPE)))
+    loss.backward()
+    assert {name: value.item() for name, value in logged.items()} == {"flow": 3.5, "kl": 1.0}
+    assert list(logged) == ["flow", "kl"]
+    return loss.item(), [losses.grad.tolist() for term in terms for losses in term.losses]
+
+
+def test_scaling_by_row_divides_the_total_of_each():
+    first, second = 2 * 2 + 3 * 0.5, 2 * 5 + 3 * 1.5
+    loss, (matching, mean_flow, kl) = scaled("row")
+    assert loss == pytest.approx((first / (first + 0.5) + second / (second + 0.5)) / 2)
+    assert matching == mean_flow == pytest.approx([0.5 / (first + 0.5), 0.5 / (second + 0.5)])
+    assert kl == pytest.approx([1.5 / (first + 0.5), 1.5 / (second + 0.5)])
+
+
+def test_scaling_by_term_divides_the_parts_of_the_flow_term_alone():
+    loss, (matching, mean_flow, kl) = scaled("term")
+    flow = [(1 / 1.5 + 3 / 3.5) / 2, (2 / 2.5 + 8 / 8.5) / 2]
+    assert loss == pytest.approx((2 * flow[0] + 3 * 0.5 + 2 * flow[1] + 3 * 1.5) / 2)
+    assert matching == pytest.approx([0.5 / 1.5, 0.5 / 2.5])
+    assert mean_flow == pytest.approx([0.5 / 3.5, 0.5 / 8.5])
+    assert kl == pytest.approx([1.5, 1.5])
+
+
+def test_scaling_by_batch_divides_the_mean_total():
+    total = 2 * 3.5 + 3 * 1.0
+    loss, (matching, _, kl) = scaled("batch")
+    assert loss == pytest.approx(total / (total + 0.5))
+    assert matching == pytest.approx([0.5 / (total + 0.5)] * 2)
+    assert kl == pytest.approx([1.5 / (total + 0.5)] * 2)
+
+
+@pytest.mark.parametrize("scope", ["row", "term", "batch"])
+def test_power_zero_turns_every_scaling_off(scope):
+    assert scaled(scope, power=0.0)[0] == pytest.approx(2 * 3.5 + 3 * 1.0)
+
+
+PLUGIN = """
+from pydantic import Field
+
+from vfmbench.methods.stages import PointVFMStage
+from vfmbench.methods.terms import Term, TermOptions
+from vfmbench.registry import stages
+from vfmbench.training.mean_flow import reduced
+
+
+class Smallness(Term):
+    name = "smallness"
+
+    class Options(TermOptions):
+        smallness_weight: float = Field(0.1, ge=0)
+
+    @property
+    def weight(self):
+        return self.options.smallness_weight
+
+    def __call__(self, coupling):
+        return (reduced(coupling.z.square(), self.options.reduction),)
+
+
+class SmallVFM(PointVFMStage):
+    terms = (*PointVFMStage.terms, Smallness)
+
+    class Options(PointVFMStage.Options, Smallness.Options):
+        pass
+
+
+stages.register("small_vfm", SmallVFM)
+"""
+
+
+@pytest.fixture
+def small_vfm(tmp_path, monkeypatch):
+    """A stage with one more term, from a file outside the package."""
+    monkeypatch.setattr(stages, "_registered", {})
+    (tmp_path / "smallness.py").write_text(PLUGIN)
+    load_plugin(str(tmp_path / "smallness.py"))
+    return stages.get("small_vfm")
+
+
+def test_a_new_term_is_one_file(small_vfm, tmp_path):
+    suite = suites.get("checkerboard")({})
+    few = {"steps": 2, "batch_size": 32, "smallness_weight": 0.5}
+    suite.training = {**suite.training, "vfm": {**suite.training["vfm"], "objective": "small_vfm"}}
+    train("vfm", suite, {"vfm": few}, tmp_path / "out", CPU, False, Console(file=io.StringIO()))
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["vfm"]["training"]["options"]["smallness_weight"] == 0.5
+    assert "smallness" in (tmp_path / "out" / "vfm" / "curves.csv").read_text()
+
+
+def test_a_new_term_adds_its_weighted_loss(small_vfm):
+    suite = suites.get("checkerboard")({})
+    own = {key: value for key, value in suite.training["vfm"].items() if key != "objective"}
+    losses = []
+    for stage_class, more in ((stages.get("point_vfm"), {}), (small_vfm, {"smallness_weight": 0.5})):
+        torch.manual_seed(0)
+        options = stage_class.Options(**{**own, "adaptive_power": 0.0, **more})
+        stage = stage_class(suite, options, suite.weights, CPU)
+        batch = Batch.draw(0, 100, ROWS, torch.Generator().manual_seed(0))
+        loss, terms = stage.loss(batch, {name: copy.deepcopy(network) for name, network in stage.networks.items()})
+        losses.append((loss.item(), {name: value.item() for name, value in terms.items()}))
+    (plain, plain_terms), (more, more_terms) = losses
+    smallness = more_terms.pop("smallness")
+    assert more_terms == plain_terms
+    assert smallness > 0
+    assert more == pytest.approx(plain + 0.5 * smallness, rel=1e-6)
+
+
+def test_a_stage_without_its_terms_options_is_refused(small_vfm):
+    with pytest.raises(TypeError, match=r"Lacking\.Options must inherit from Smallness\.Options"):
+        type("Lacking", (stages.get("point_vfm"),), {"terms": small_vfm.terms})

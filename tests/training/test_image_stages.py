@@ -15,7 +15,7 @@ from vfmbench.errors import UserError
 from vfmbench.registry import stages, suites
 from vfmbench.tasks.datasets import FolderOptions, folder
 from vfmbench.training import latents
-from vfmbench.training.batches import Batches
+from vfmbench.training.batches import Loader
 from vfmbench.training.latents import LatentCache
 from vfmbench.training.processes import Processes
 from vfmbench.training.trainer import Trainer
@@ -63,7 +63,7 @@ def test_a_cache_goes_on_where_it_stopped_and_belongs_to_its_codec(tmp_path, mon
     cache.fill(64, Processes(CPU), QUIET)
     assert codec._meter.counts["encoder_forwards"] == before + 100
     positions = torch.tensor([1256, 0, 99, 100, 437])
-    images, labels = Batches(dataset, IMAGES, CPU).load(positions)
+    images, labels = Loader(dataset, IMAGES, CPU).load(positions)
     found, found_labels = cache.load(positions)
     torch.testing.assert_close(found, codec.encode(images).detach())
     assert torch.equal(found_labels, labels)
@@ -79,7 +79,7 @@ def test_pixel_space_has_nothing_to_cache(tmp_path):
 
 def test_images_read_ahead_are_the_same_in_the_same_order(pictures):
     dataset = folder(FolderOptions(path=pictures, size=16), "test")
-    plain, ahead = Batches(dataset, IMAGES, CPU), Batches(dataset, IMAGES, CPU, threads=3)
+    plain, ahead = Loader(dataset, IMAGES, CPU), Loader(dataset, IMAGES, CPU, threads=3)
     positions = [torch.randint(len(dataset), (7,), generator=torch.Generator().manual_seed(step)) for step in range(3)]
     for here, coming in zip(positions, [*positions[1:], None], strict=True):
         if coming is not None:
@@ -92,12 +92,12 @@ def test_images_read_ahead_are_the_same_in_the_same_order(pictures):
 def test_an_image_that_does_not_decode_is_an_error_of_its_step(pictures):
     dataset = folder(FolderOptions(path=pictures, size=16), "test")
     (pictures / dataset.files[2]).write_text("not an image")
-    batches = Batches(dataset, IMAGES, CPU, threads=2)
-    batches.read_ahead(torch.tensor([0, 1]))
-    batches.read_ahead(torch.tensor([2, 1]))
-    batches.load(torch.tensor([0, 1]))
+    loader = Loader(dataset, IMAGES, CPU, threads=2)
+    loader.read_ahead(torch.tensor([0, 1]))
+    loader.read_ahead(torch.tensor([2, 1]))
+    loader.load(torch.tensor([0, 1]))
     with pytest.raises(UserError, match="Cannot decode"):
-        batches.load(torch.tensor([2, 1]))
+        loader.load(torch.tensor([2, 1]))
 
 
 def test_training_with_threads_draws_the_same_batches(tmp_path):
@@ -110,7 +110,7 @@ def test_tensorboard_has_the_rows_of_the_curves(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     stage = stage_of("features", tmp_path, steps=45, tensorboard=True, validate_every=30)
-    stage.evaluate = lambda networks, split: {"accuracy": 0.5}
+    stage.evaluate = lambda networks, split, rows: {"accuracy": 0.5}
     Trainer(stage, tmp_path / "run", QUIET).run()
     curves = pd.read_csv(tmp_path / "run" / "curves.csv", index_col="step")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
@@ -149,13 +149,11 @@ def test_a_checkpointed_decoder_has_the_same_gradient(tmp_path):
 def test_only_the_first_images_are_evaluated_piece_by_piece(tmp_path):
     stage = stage_of("vfm_float32", tmp_path, validate_images=21)
     del stage.evaluate
-    pieces = list(stage._pieces("validation"))
+    pieces = list(stage._pieces("validation", 16))
     assert [len(images) for images, _, _ in pieces] == [16, 5]
     assert torch.cat([index for _, _, index in pieces]).tolist() == list(range(21))
-    by_pieces = stage.evaluate(stage.networks, "validation")
-    whole = stage_of("vfm_float32", tmp_path, validate_images=21, batch_size=32)
-    del whole.evaluate
-    assert by_pieces == pytest.approx(whole.evaluate(whole.networks, "validation"), rel=1e-5)
+    by_pieces = stage.evaluate(stage.networks, "validation", 16)
+    assert by_pieces == pytest.approx(stage.evaluate(stage.networks, "validation", 32), rel=1e-5)
 
 
 def test_numbers_in_a_feature_space_that_is_not_there_are_left_out_with_the_reason(tmp_path):

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import SiT
+from vfmbench.training.batches import Batch
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
     adaptive_scale,
+    draw_coupled_times,
     draw_fm_time,
     draw_mean_flow_times,
     drop_labels,
@@ -49,6 +52,45 @@ def test_target_uses_the_total_derivative(network, batch):
     target = v - (t - r)[:, None, None, None] * derivative
     expected = (along(0.0) - target).square().flatten(1).mean(1)
     assert torch.allclose(mean_flow_loss(network, x, z, t, r, label, NULL, 0.0), expected, rtol=1e-7)
+
+
+def test_equal_times_need_no_derivative(network, batch):
+    """Where the last rows have r = t, the loss is the same whether or not their derivative is taken."""
+    x, z, t, r, label = batch
+    for distinct in range(5):
+        r = torch.cat([r[:distinct], t[distinct:]])
+        for tangent in ("conditional", "network"):
+            whole, short = (mean_flow_loss(network, x, z, t, r, label, NULL, 0.5, tangent, "sum", n) for n in (None, distinct))
+            assert torch.allclose(short, whole, rtol=1e-12)
+    mean = mean_flow_loss(network, x, z, t, r, label, NULL, 0.5)
+    assert torch.allclose(mean * 64, mean_flow_loss(network, x, z, t, r, label, NULL, 0.5, reduction="sum"), rtol=1e-12)
+
+
+def test_coupled_times_are_ordered_and_a_share_is_distinct():
+    t, r, distinct = draw_coupled_times(1000, 0.25, torch.Generator().manual_seed(0))
+    assert distinct == 250
+    assert (t[:250] > r[:250]).all()
+    assert torch.equal(t[250:], r[250:])
+    # The larger of two uniforms.
+    assert t.mean().item() == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_a_perceptron_has_the_total_derivative_too():
+    torch.manual_seed(0)
+    network = flow_network((2, 1, 1), {"kind": "mlp", "width": 16, "depth": 2}).double()
+    # In float32, as it comes out, differences would drown in rounding.
+    network.forward = lambda x, t, r, label, fused_attention=True: network.body(
+        torch.cat([x.flatten(1), t[:, None], r[:, None]], 1)
+    )[..., None, None]
+    x, z = torch.randn(2, 8, 2, 1, 1, dtype=torch.float64)
+    r, t = torch.rand(2, 8, dtype=torch.float64).sort(dim=0).values
+    state, v, h, label = torch.lerp(x, z, t[:, None, None, None]), z - x, 1e-6, torch.zeros(8, dtype=torch.int64)
+    ahead, behind = (network(state + sign * h * v, t + sign * h, r, label) for sign in (1, -1))
+    target = v - (t - r)[:, None, None, None] * (ahead - behind) / (2 * h)
+    expected = (network(state, t, r, label) - target).square().sum((1, 2, 3))
+    torch.testing.assert_close(
+        mean_flow_loss(network, x, z, t, r, label, 0, 0.0, reduction="sum"), expected, rtol=1e-6, atol=1e-8
+    )
 
 
 def test_equal_times_give_flow_matching(network, batch):
@@ -112,7 +154,8 @@ def test_times_follow_the_stated_distributions():
 
 
 def test_label_dropout_share():
-    label = drop_labels(torch.zeros(10_000, dtype=torch.int64), NULL, 0.1, torch.Generator().manual_seed(0))
+    batch = Batch.draw(0, 10_000, 10_000, torch.Generator().manual_seed(0))
+    label = drop_labels(torch.zeros(10_000, dtype=torch.int64), NULL, 0.1, batch)
     assert (label == NULL).float().mean() == pytest.approx(0.1, abs=0.01)
 
 

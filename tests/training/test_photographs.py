@@ -11,6 +11,7 @@ from vfmbench.errors import UserError
 from vfmbench.models.features import embedded_space
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.registry import suites
+from vfmbench.training.batches import Batch
 from vfmbench.training.photographs import (
     AUGMENTATION_NUMBERS,
     DEGRADATION_NUMBERS,
@@ -166,8 +167,7 @@ def test_shares_of_a_batch_have_the_batchs_loss(suite):
     stage = PhotographStage(suite, PhotographStage.Options(**FEW), suite.weights, CPU)
 
     def loss(share):
-        stage.share = share
-        value, terms = stage.loss(0, torch.Generator().manual_seed(7), {})
+        value, terms = stage.loss(Batch.draw(0, len(Patches()), 16, torch.Generator().manual_seed(7), share), {})
         return torch.stack([value, *terms.values()])
 
     parts = torch.stack([loss(Share(part, 2)) for part in range(2)])
@@ -180,7 +180,7 @@ def test_training_fits_photographs_and_amounts(suite):
     optimiser = torch.optim.Adam([p for network in stage.networks.values() for p in network.parameters()], lr=1e-2)
     history = []
     for step in range(60):
-        loss, terms = stage.loss(step, torch.Generator().manual_seed(step), {})
+        loss, terms = stage.loss(Batch.draw(step, len(Patches()), 16, torch.Generator().manual_seed(step)), {})
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -224,11 +224,11 @@ def test_evaluation_of_embeddings_that_are_known(suite):
 
     suite.dataset = lambda split: Waves()
     guesses = {"amounts": lambda features: torch.full((24, 4), 2.0)}
-    found = stage.evaluate({"photonet": spectrum, "heads": guesses}, "validation")
+    found = stage.evaluate({"photonet": spectrum, "heads": guesses}, "validation", 24)
     assert found.pop("retrieval") > 0.9
     # A guess outside the amounts' range is worse than their mean.
     assert all(value < 0 for value in found.values())
-    constant = stage.evaluate({"photonet": lambda images: torch.zeros(len(images), 1), "heads": guesses}, "validation")
+    constant = stage.evaluate({"photonet": lambda images: torch.zeros(len(images), 1), "heads": guesses}, "validation", 24)
     assert constant["retrieval"] == pytest.approx(1 / 24)
 
 

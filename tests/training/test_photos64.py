@@ -14,7 +14,7 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.domains import IMAGES
 from vfmbench.errors import MissingError, UserError
-from vfmbench.methods.objective import VFMStage
+from vfmbench.methods.stages import VFMStage
 from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
@@ -93,10 +93,10 @@ def test_a_stage_that_was_stopped_goes_on(stage, photographs, trained, tmp_path,
         out = tmp_path / folder
         real = stage_class.loss
 
-        def loss(self, step, *rest, stop=stop, real=real):
-            if step == stop:
+        def loss(self, batch, ema, stop=stop, real=real):
+            if batch.step == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(self, step, *rest)
+            return real(self, batch, ema)
 
         command = [*arguments(stage, photographs, out, steps=3), "--set", f"weights.path={trained}"]
         with monkeypatch.context() as patch:

@@ -17,7 +17,8 @@ from vfmbench.training.trainer import Trainer
 
 from .tiny import CPU, QUIET, STAGES, stage_of, weights_after
 
-BY_ROWS = [name for name, (_, stage_class, _) in STAGES.items() if stage_class.by_rows]
+# The mean total of a batch is known only once all of its rows are computed.
+BY_BATCH = {"point_flow", "point_vfm", "point_vfm_weighted"}
 
 # bfloat16 keeps eight bits, and a batch of another size is summed in another order; AdamW makes a step of the learning rate of
 # 1e-2 out of the smallest gradient, whichever its sign.
@@ -68,7 +69,7 @@ def test_two_processes_train_what_one_does(two, tmp_path, name):
     assert_close(name, found[0], expected)
 
 
-@pytest.mark.parametrize("name", BY_ROWS)
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in BY_BATCH])
 def test_micro_batches_train_what_whole_batches_do(tmp_path, name):
     expected = weights_after(stage_of(name, tmp_path), tmp_path / "one")
     assert_close(name, weights_after(stage_of(name, tmp_path, accumulate=2), tmp_path / "two"), expected)

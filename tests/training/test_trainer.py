@@ -38,10 +38,10 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     first = trainer(tmp_path / "killed")
     real_loss = first._stage.loss
 
-    def dies_at_step_10(step, *arguments):
-        if step == 10:
+    def dies_at_step_10(batch, ema):
+        if batch.step == 10:
             raise RuntimeError("killed")
-        return real_loss(step, *arguments)
+        return real_loss(batch, ema)
 
     monkeypatch.setattr(first._stage, "loss", dies_at_step_10)
     with pytest.raises(RuntimeError):
@@ -50,7 +50,7 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     second = trainer(tmp_path / "killed")
     second.resume()
     second_loss = second._stage.loss
-    monkeypatch.setattr(second._stage, "loss", lambda step, *rest: (steps.append(step), second_loss(step, *rest))[1])
+    monkeypatch.setattr(second._stage, "loss", lambda batch, ema: (steps.append(batch.step), second_loss(batch, ema))[1])
     assert torch.equal(parameters(second.run()), unbroken)
     assert steps == [8, 9, 10, 11]
 
@@ -61,10 +61,10 @@ def test_interrupt_finishes_the_step_and_resumes_to_the_same_weights(tmp_path, m
     first = trainer(tmp_path / "stopped")
     real_loss = first._stage.loss
 
-    def interrupted_in_step_6(step, *arguments):
-        if step == 6:
+    def interrupted_in_step_6(batch, ema):
+        if batch.step == 6:
             os.kill(os.getpid(), number)
-        return real_loss(step, *arguments)
+        return real_loss(batch, ema)
 
     monkeypatch.setattr(first._stage, "loss", interrupted_in_step_6)
     with pytest.raises(KeyboardInterrupt):
@@ -81,9 +81,9 @@ def test_seeds_and_stages_have_their_own_batches(tmp_path, monkeypatch):
         instance = trainer(tmp_path / str(seed), seed=seed, steps=2)
         real_loss = instance._stage.loss
 
-        def recording(step, generator, ema, real_loss=real_loss):
-            drawn.append(generator.initial_seed())
-            return real_loss(step, generator, ema)
+        def recording(batch, ema, real_loss=real_loss):
+            drawn.append(batch.generator.initial_seed())
+            return real_loss(batch, ema)
 
         monkeypatch.setattr(instance._stage, "loss", recording)
         instance.run()

@@ -10,21 +10,23 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from vfmbench.methods.objective import FrozenAdapterStage, VFMStage
-from vfmbench.methods.point_objective import PointVFMStage
+from vfmbench.methods.adapter import NoiseAdapter
+from vfmbench.methods.stages import PointVFMStage, VFMStage
 from vfmbench.models.codecs import AutoencoderCodec
 from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.registry import suites
+from vfmbench.training.batches import Batch
 from vfmbench.training.features import FeatureStage
 from vfmbench.training.flow import FlowStage
-from vfmbench.training.points import MeanFlowStage
+from vfmbench.training.points import PointMeanFlowStage
 from vfmbench.training.processes import Processes, join
 from vfmbench.training.stage import Stage
 from vfmbench.training.trainer import Trainer
@@ -44,12 +46,17 @@ STAGES = {
     "flow": ("digits", FlowStage, {"architecture": _SIT, "flow_matching_share": 0.3}),
     "vfm": ("digits", VFMStage, {"architecture": {"adapter": _ADAPTER}, "precision": "bfloat16"}),
     "vfm_float32": ("digits", VFMStage, {"architecture": {"adapter": _ADAPTER}}),
-    "point_flow": ("checkerboard", MeanFlowStage, {"architecture": _MLP}),
+    "point_flow": ("checkerboard", PointMeanFlowStage, {"architecture": _MLP}),
     "point_vfm": ("checkerboard", PointVFMStage, {"architecture": {"adapter": _MLP}}),
     "point_vfm_weighted": (
         "checkerboard",
         PointVFMStage,
         {"architecture": {"adapter": _MLP}, "mean_flow_weighting": "inverse_gap", "tau": 1e3},
+    ),
+    "point_vfm_by_rows": (
+        "checkerboard",
+        PointVFMStage,
+        {"architecture": {"adapter": _MLP}, "mean_flow_weighting": "inverse_gap", "tau": 1e3, "adaptive_scope": "row"},
     ),
 }
 
@@ -83,10 +90,11 @@ def stage_of(name: str, folder: Path, codec: AutoencoderCodec | None = None, **c
     torch.manual_seed(0)
     chosen = stage_class.Options(**{**_FEW, **options, **changes})
     stage = stage_class(suite.with_weights(folder / suite_name), chosen, weights, CPU)
-    if isinstance(stage, VFMStage | FrozenAdapterStage):
-        nn.init.normal_(stage.networks["adapter"].conv_out.weight, std=0.05)
+    adapter = stage.networks.get("adapter")
+    if isinstance(adapter, NoiseAdapter):
+        nn.init.normal_(adapter.conv_out.weight, std=0.05)
     # A few steps are about the weights.
-    stage.evaluate = lambda networks, split: {}
+    stage.evaluate = lambda networks, split, rows: {}
     return stage
 
 
@@ -107,10 +115,10 @@ def kill_in_step(stage: Stage, wanted: int) -> None:
     """Sends SIGTERM to this process in the middle of a step of the stage."""
     real = stage.loss
 
-    def loss(step: int, *arguments: object) -> object:
-        if step == wanted:
+    def loss(batch: Batch, ema: Mapping[str, nn.Module]) -> object:
+        if batch.step == wanted:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(step, *arguments)
+        return real(batch, ema)
 
     stage.loss = loss
 

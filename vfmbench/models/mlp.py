@@ -33,7 +33,7 @@ class PerceptronOptions(Options):
 
 
 class PerceptronFlow(nn.Module):
-    """u(x, t, r) with [x, t, r] as input; called as `network(x, t, r, label)`, labels are ignored.
+    """u(x, t, r) with [x, t, r] as input; called as a `SiT` is, but labels and the choice of attention are of no effect.
 
     x [B,*shape], t and r [B] in [0, 1] -> float32 [B,*shape].
     """
@@ -44,6 +44,6 @@ class PerceptronFlow(nn.Module):
         self._shape = shape
         self.body = perceptron(size + 2, options.width, options.depth, size)
 
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, label: Tensor, fused_attention: bool = True) -> Tensor:
         # Under autocast the last product is in half precision, in which x - u would lose the digits of x.
         return self.body(torch.cat([x.flatten(1), t[:, None], r[:, None]], 1)).float().unflatten(1, self._shape)

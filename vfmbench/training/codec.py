@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
 from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, fit_linear, patch_autoencoder, standardise
-from vfmbench.training.batches import whole_split
+from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
 
 
@@ -38,7 +38,7 @@ class CodecStage(Stage):
     def _even_images(self) -> Tensor:
         """Images at even distances in the training split, on the CPU."""
         positions = torch.linspace(0, len(self.suite.dataset("train")) - 1, self.options.linear_images).long()
-        return self._batches.load(positions)[0].cpu()
+        return self._loader.load(positions)[0].cpu()
 
     @staticmethod
     def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
@@ -55,10 +55,10 @@ class CodecStage(Stage):
         with torch.device("meta"):
             patch_autoencoder(cls._resolve(suite, options))
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, _ = self._batches.load(self._positions(generator))
+    def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, _ = self._loader.load(batch.positions)
         latents = self.networks["encoder"](images)
-        noise = self._normal(len(images), latents.shape[1:], generator)
+        noise = batch.normal(*latents.shape[1:])
         decoded = self.networks["decoder"](latents + self.options.latent_noise * noise)
         error = (decoded - images).square().mean()
         return error, {"squared_error": error.detach()}
@@ -72,7 +72,7 @@ class CodecStage(Stage):
             standardise(encoder, decoder, self._even_images().to(self.device))
 
     @torch.no_grad()
-    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str, rows: int) -> dict[str, float]:
         """PSNR (dB) of the reconstruction and of the linear part alone, means over images, and the latents' deviation."""
         images, _ = whole_split(self.suite, split, self.device, self.options.validate_images)
         encoder, decoder = ema["encoder"], ema["decoder"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vfmbench.interfaces import Suite
 from vfmbench.models.classifier import SmallClassifier
-from vfmbench.training.batches import whole_split
+from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
 
 
@@ -40,15 +40,15 @@ class FeatureStage(Stage):
     def check(cls, suite: Suite, options: Options) -> None:
         SmallClassifier(**cls._resolve(suite, options))
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        images, label = self._batches.load(self._positions(generator))
-        images = images + self.options.input_noise * self._normal(len(images), images.shape[1:], generator)
+    def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, label = self._loader.load(batch.positions)
+        images = images + self.options.input_noise * batch.normal(*images.shape[1:])
         logits = self.networks["classifier"](images)
         loss = F.cross_entropy(logits, label, label_smoothing=self.options.label_smoothing)
         return loss, {"cross_entropy": loss.detach()}
 
     @torch.no_grad()
-    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str, rows: int) -> dict[str, float]:
         images, label = whole_split(self.suite, split, self.device, self.options.validate_images)
         return {"accuracy": (ema["classifier"](images).argmax(1) == label).float().mean().item()}
 

@@ -17,6 +17,7 @@ from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import expand_sit_size
 from vfmbench.randomness import PhiloxNoise
+from vfmbench.training.batches import Batch
 from vfmbench.training.image_stage import ImageOptions, LatentStage
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
@@ -76,29 +77,28 @@ class FlowStage(LatentStage):
         with torch.device("meta"):
             flow_network(suite.latent_shape, sit_architecture(suite, options.architecture))
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        options, network, share = self.options, self.networks["flow"], self.share
-        x, label = self._latents(self._positions(generator))
-        rows = share.whole(len(x))
-        z = self._normal(len(x), x.shape[1:], generator)
+    def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        options, network = self.options, self.networks["flow"]
+        x, label = self._latents(batch.positions)
+        z = batch.normal(*x.shape[1:])
         null, omega = self.suite.num_classes, options.guidance_omega
-        label = drop_labels(label, null, options.label_dropout, generator, share)
+        label = drop_labels(label, null, options.label_dropout, batch)
         # The first rows of the whole batch are for flow matching, the last for mean flow; a share has some of each.
-        first = round(options.flow_matching_share * rows)
-        t = share.cut(draw_fm_time(first, options, generator)).to(self.device)
+        first = round(options.flow_matching_share * batch.whole)
+        t = batch.cut(draw_fm_time(first, options, batch.generator))
         here = len(t)
-        later, earlier = draw_mean_flow_times(rows - first, options, generator)
-        times = torch.stack([later, torch.maximum(earlier, later - self._largest_gap(step))], 1)
-        t_later, r = share.cut(torch.cat([times.new_zeros(first, 2), times]))[here:].to(self.device).unbind(1)
+        later, earlier = draw_mean_flow_times(batch.whole - first, options, batch.generator)
+        times = torch.stack([later, torch.maximum(earlier, later - self._largest_gap(batch.step))], 1)
+        t_later, r = batch.cut(torch.cat([times.new_zeros(first, 2), times]))[here:].unbind(1)
         losses, terms = [], {}
         if here:
             matching = flow_matching_loss(network, x[:here], z[:here], t, label[:here], null, omega)
             losses.append(matching)
-            terms["flow_matching"] = matching.detach().sum() * share.parts / first
+            terms["flow_matching"] = matching.detach().sum() * batch.share.parts / first
         if here < len(x):
             mean_flow = mean_flow_loss(network, x[here:], z[here:], t_later, r, label[here:], null, omega, options.tangent)
             losses.append(mean_flow)
-            terms["mean_flow"] = mean_flow.detach().sum() * share.parts / (rows - first)
+            terms["mean_flow"] = mean_flow.detach().sum() * batch.share.parts / (batch.whole - first)
         return adaptive_scale(torch.cat(losses), options.adaptive_power).mean(), terms
 
     def _largest_gap(self, step: int) -> float:
@@ -108,7 +108,7 @@ class FlowStage(LatentStage):
         return min(1.0, options.first_gap + (1 - options.first_gap) * done)
 
     @torch.no_grad()
-    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str, rows: int) -> dict[str, float]:
         """Frechet distance of class-conditional prior samples to the split, one step and 50 Euler steps, same labels.
 
         Raises MissingError without the weights of the suite's first feature space.
@@ -120,7 +120,7 @@ class FlowStage(LatentStage):
         truth, labels = [], []
         features: dict[str, list[Tensor]] = {"1": [], "50": []}
         classes: dict[str, list[Tensor]] = {"1": [], "50": []}
-        for images, label, index in self._pieces(split):
+        for images, label, index in self._pieces(split, rows):
             truth.append(space.features(IMAGES.store(images)))
             labels.append(label.cpu())
             z = PhiloxNoise(0, f"flow/{split}", index).normal(self.suite.latent_shape, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vfmbench.models.codecs import IdentityCodec
 from vfmbench.models.metering import Meter
 from vfmbench.training.batches import split_in_pieces
 from vfmbench.training.latents import LatentCache
-from vfmbench.training.processes import Share
+from vfmbench.training.processes import Processes
 from vfmbench.training.stage import Stage, TrainingOptions
 
 
@@ -46,21 +46,17 @@ class ImageStage(Stage):
         """The suite's own codec, and those of `needs` that the suite trains."""
         return tuple(name for name in ("codec", *cls.needs) if name in suite.training)
 
-    def prepare(self, out: Path, console: Console) -> None:
+    def prepare(self, out: Path, rows: int, processes: Processes, console: Console) -> None:
         """Encodes the training images if they are to be encoded once; there is nothing to encode in pixel space."""
         if not self.options.cache_latents or isinstance(self._codec, IdentityCodec):
             return
         cache = LatentCache(out, self.suite.dataset("train"), self._codec, self.suite.latent_shape, self.device)
-        cache.fill(self._rows_at_once(), self.processes, console)
+        cache.fill(rows, processes, console)
         self._cache = cache
 
-    def _rows_at_once(self) -> int:
-        """What is trained on at a time also fits where no gradient is taken."""
-        return self.options.batch_size // self.share.parts
-
-    def _pieces(self, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The images of a split that are evaluated, piece by piece: images in [-1,1], labels and positions."""
-        return split_in_pieces(self.suite, split, self.device, self.options.validate_images, self._rows_at_once())
+    def _pieces(self, split: str, rows: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images of a split that are evaluated, `rows` at a time: images in [-1,1], labels and positions."""
+        return split_in_pieces(self.suite, split, self.device, self.options.validate_images, rows)
 
     def _encode(self, images: Tensor, positions: Tensor) -> Tensor:
         """Latents of images that stand at these positions of the training split; they carry no gradient."""
@@ -73,13 +69,13 @@ class ImageStage(Stage):
 class LatentStage(ImageStage):
     """A stage that needs of an image only its latent and its label."""
 
-    def read_ahead(self, generator: torch.Generator, shares: Sequence[Share]) -> None:
+    def read_ahead(self, positions: Tensor) -> None:
         if self._cache is None:
-            super().read_ahead(generator, shares)
+            super().read_ahead(positions)
 
     def _latents(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and labels at these positions of the training split."""
         if self._cache is not None:
             return self._cache.load(positions)
-        images, label = self._batches.load(positions)
+        images, label = self._loader.load(positions)
         return self._encode(images, positions), label

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vfmbench.errors import UserError
 from vfmbench.interfaces import Suite
 from vfmbench.models.photonet import PhotoNet
-from vfmbench.training.batches import whole_split
+from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
 
 DEGRADATIONS = ("blur", "noise", "pixelation", "box")
@@ -93,32 +93,26 @@ class PhotographStage(Stage):
             raise UserError(f"features.objective: patches of the suite {suite.name} do not say which photograph they are from.")
         PhotoNet(**cls._resolve(suite, options))
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        positions = self._positions(generator)
-        images, _ = self._batches.load(positions)
-        rows = len(images)
-        uniform = self._uniform(rows, AUGMENTATION_NUMBERS + DEGRADATION_NUMBERS, generator)
+    def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, _ = self._loader.load(batch.positions)
+        uniform = batch.uniform(AUGMENTATION_NUMBERS + DEGRADATION_NUMBERS)
         of_augmentation, of_degradation = uniform.split([AUGMENTATION_NUMBERS, DEGRADATION_NUMBERS], 1)
         images = augmented(images, of_augmentation)
-        noise = self._normal(rows, images.shape[1:], generator)
+        noise = batch.normal(*images.shape[1:])
         images, amounts = degraded(images, of_degradation, noise, self.options.degradation_share)
         features = self.networks["photonet"](images)
         heads: Any = self.networks["heads"]
         cross_entropy = F.cross_entropy(
             self.options.cosine_scale * heads["photograph"](features),
-            self._photographs.photograph(positions).to(self.device),
+            self._photographs.photograph(batch.positions).to(self.device),
             label_smoothing=self.options.label_smoothing,
         )
         error = F.mse_loss(_AMOUNT_OF_COSINE * heads["amounts"](features), amounts)
         terms = {"cross_entropy": cross_entropy.detach(), "amounts_error": error.detach()}
         return cross_entropy + self.options.degradation_weight * error, terms
 
-    def _uniform(self, rows: int, count: int, generator: torch.Generator) -> Tensor:
-        """Uniform numbers in [0, 1) for the share's rows, [rows, count]."""
-        return self.share.cut(torch.rand(self.share.whole(rows), count, generator=generator)).to(self.device)
-
     @torch.no_grad()
-    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str, rows: int) -> dict[str, float]:
         """Share of the amounts' variance that is explained, and of patches whose other corner is the nearest of all.
 
         Both corners are three quarters of a side wide, and one of them is augmented. None of it depends on the training's

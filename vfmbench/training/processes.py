@@ -102,6 +102,9 @@ class Processes:
             torch.distributed.barrier()
 
 
+ALONE = Processes(torch.device("cpu"))
+
+
 def join(device: torch.device) -> Processes:
     """The processes that this one was started with, on their own devices; a process started by itself is alone.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
 from vfmbench.options import Options
-from vfmbench.training.batches import Batches
-from vfmbench.training.processes import WHOLE, Processes, Share
+from vfmbench.training.batches import Batch, Loader
+from vfmbench.training.processes import Processes
 from vfmbench.weights.store import WeightStore
 
 
@@ -53,24 +53,18 @@ class Stage:
         name: of the stage and of its weight file.
         needs: stages whose weights it starts from.
         judged_by: stages whose weights only `evaluate` uses; it does without them.
-        by_rows: whether the loss is a mean over rows of which each stands for itself; only then may it be accumulated.
         networks: the trained networks by name; each gets its own AdamW optimiser and its own clipping.
-        processes: those that train together; set by the trainer.
-        share: the rows of the step's batch that `loss` is asked for; set by the trainer before each call.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     judged_by: ClassVar[tuple[str, ...]] = ()
-    by_rows: ClassVar[bool] = True
     Options: ClassVar[type[TrainingOptions]]
     networks: Mapping[str, nn.Module]
-    share: Share = WHOLE
 
     def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
         self.suite, self.options, self.weights, self.device = suite, options, weights, device
-        self.processes = Processes(device)
-        self._batches = Batches(suite.dataset("train"), suite.domain, device, options.loader_threads)
+        self._loader = Loader(suite.dataset("train"), suite.domain, device, options.loader_threads)
 
     @classmethod
     def check(cls, suite: Suite, options: Any) -> None:
@@ -81,38 +75,49 @@ class Stage:
         """Those of `needs` that this suite's stage starts from."""
         return cls.needs
 
+    @classmethod
+    def by_rows(cls, options: Any) -> bool:
+        """Whether the loss is a mean over rows of which each stands for itself; only then may a step be accumulated."""
+        return True
+
     def inputs(self) -> dict[str, str]:
         """SHA-256 of all that the stage starts from: the training split and the weights of earlier stages."""
         hashes = {f"{name} weights": self.weights.sha256(name) for name in self.needed(self.suite)}
         return {"training data": self.suite.dataset("train").sha256, **hashes}
 
-    def prepare(self, out: Path, console: Console) -> None:
-        """What is done once before the first step. Args: out: folder for what the suite's stages may share."""
+    def prepare(self, out: Path, rows: int, processes: Processes, console: Console) -> None:
+        """What is done once before the first step.
 
-    def loss(self, step: int, generator: torch.Generator, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and the terms to log, means over the rows of `share`.
+        Args:
+            out: folder for what the suite's stages may share.
+            rows: how many are trained on at a time, so that as many also fit where no gradient is taken.
+            processes: those that train together; each calls this.
+        """
 
-        All randomness comes from `generator` (on the CPU) or from `step`: numbers are drawn for the whole batch, the batch's
-        positions first, and then cut by `share`. A stage that leaves `share` alone computes the whole batch every time, which
-        is slow and right.
+    def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and the terms to log, means over the batch's rows. All randomness comes from the batch.
+
+        Args:
+            ema: the averages of `networks`, by the same names; they carry no gradient.
         """
         raise NotImplementedError
 
-    def read_ahead(self, generator: torch.Generator, shares: Sequence[Share]) -> None:
-        """Starts to read the images of a coming step, whose generator this is."""
-        positions = self._batches.positions(self.options.batch_size, generator)
-        for share in shares:
-            self._batches.read_ahead(share.cut(positions))
+    def read_ahead(self, positions: Tensor) -> None:
+        """Starts to read the images of a coming batch."""
+        self._loader.read_ahead(positions)
 
     def close(self) -> None:
         """Drops what was read ahead."""
-        self._batches.forget()
+        self._loader.forget()
 
     def finish(self, ema: Mapping[str, nn.Module]) -> None:
         """What is set once in the averaged networks after the last step."""
 
-    def evaluate(self, ema: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def evaluate(self, ema: Mapping[str, nn.Module], split: str, rows: int) -> dict[str, float]:
         """Numbers of the EMA networks on `split`: drawn as validation curves, and on the test split written to the manifest.
+
+        Args:
+            rows: how many images are trained on at a time.
 
         Raises MissingError where weights are missing that only the evaluation needs.
         """
@@ -121,11 +126,3 @@ class Stage:
     def manifest(self) -> dict[str, Any]:
         """Manifest fields that loading needs, at least `architecture`."""
         raise NotImplementedError
-
-    def _positions(self, generator: torch.Generator) -> Tensor:
-        """Where the share's images stand in the training split."""
-        return self.share.cut(self._batches.positions(self.options.batch_size, generator))
-
-    def _normal(self, rows: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """Standard normal numbers for the share's rows, [rows, *shape]."""
-        return self.share.cut(torch.randn(self.share.whole(rows), *shape, generator=generator)).to(self.device)

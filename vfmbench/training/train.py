@@ -72,7 +72,7 @@ def train(
 
 
 def _check_batch(name: str, stage_class: type[Stage], options: TrainingOptions, processes: Processes) -> None:
-    if options.accumulate > 1 and not stage_class.by_rows:
+    if options.accumulate > 1 and not stage_class.by_rows(options):
         raise UserError(
             f"{name}.accumulate must be 1, not {options.accumulate}: the loss of this stage is scaled by its mean over the "
             "whole batch, which is known only once all rows are computed."

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vfmbench.errors import MissingError, UserError, unknown_name
 from vfmbench.files import replace_file
 from vfmbench.options import dump
+from vfmbench.training.batches import Batch
 from vfmbench.training.processes import Processes
 from vfmbench.training.stage import Stage
 
@@ -61,8 +62,9 @@ class Trainer:
         self._stage, self._directory, self._console = stage, directory, console
         self._processes = processes or Processes(stage.device)
         self._shares = self._processes.shares(stage.options.batch_size, stage.options.accumulate)
-        stage.processes, stage.share = self._processes, self._shares[0]
         self._options = stage.options
+        self._split_size = len(stage.suite.dataset("train"))
+        self._rows_at_once = stage.options.batch_size // self._shares[0].parts
         self._networks = stage.networks
         for name in self._options.learning_rates:
             if name not in self._networks:
@@ -105,7 +107,7 @@ class Trainer:
         self._directory.mkdir(parents=True, exist_ok=True)
         if self._options.tensorboard and self._processes.main:
             self._board = self._open_board()
-        self._stage.prepare(self._directory.parent, self._console)
+        self._stage.prepare(self._directory.parent, self._rows_at_once, self._processes, self._console)
         for network in self._networks.values():
             network.train()
         try:
@@ -164,14 +166,14 @@ class Trainer:
                 group["lr"] = self._scheduled(self._rate_of(name))
             optimiser.zero_grad(set_to_none=True)
         if self._options.loader_threads and self._step + 1 < self._options.steps:
-            self._stage.read_ahead(self._generator(self._step + 1), self._shares)
+            for batch in self._batches(self._step + 1):
+                self._stage.read_ahead(batch.positions)
         low = self._options.precision != "float32"
         losses, terms = [], []
-        for share in self._shares:
-            self._stage.share = share
+        for batch in self._batches(self._step):
             # The cache would keep half-precision weights that were cast without a graph, and the loss would lose its gradient.
             with torch.autocast(self._stage.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
-                loss, own = self._stage.loss(self._step, self._generator(self._step), self._ema)
+                loss, own = self._stage.loss(batch, self._ema)
             (loss / len(self._shares)).backward()
             losses.append(loss.detach())
             terms.append(own)
@@ -195,11 +197,14 @@ class Trainer:
         self._seconds += time.perf_counter() - start
         return terms
 
-    def _generator(self, step: int) -> torch.Generator:
-        """The step's random numbers, the same for every process and micro-batch."""
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """This process's micro-batches of a step; every process and micro-batch has the same random numbers."""
         # torch's CPU generator keeps 32 bits of a seed, so the step cannot simply be added to a shifted seed.
         text = f"{self._options.seed}/{self._stage.name}/{step}"
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]))
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+        for share in self._shares:
+            generator = torch.Generator().manual_seed(seed)
+            yield Batch.draw(step, self._split_size, self._options.batch_size, generator, share, self._processes)
 
     def _mean_terms(self, terms: list[dict[str, Tensor]]) -> dict[str, float]:
         """The logged terms over all micro-batches and processes."""
@@ -230,7 +235,7 @@ class Trainer:
     def evaluate(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         """The stage's numbers on a split; none, and the reason logged, where weights are missing that only they need."""
         try:
-            return self._stage.evaluate(networks, split)
+            return self._stage.evaluate(networks, split, self._rows_at_once)
         except MissingError as error:
             self._console.log(f"{self._stage.name}: no numbers on the {split} split: {error}", markup=False)
             return {}
