@@ -28,13 +28,13 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.frechet import fid
 from vfmbench.metrics.image import psnr, ssim
 from vfmbench.metrics.kernels import kid, mmd
 from vfmbench.metrics.manifold import prdc
 from vfmbench.metrics.posterior import crps
+from vfmbench.metrics.values import MetricValue
 
 DIMENSION = 2048
 SAMPLES = 10

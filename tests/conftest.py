@@ -1,4 +1,4 @@
-"""Every test sees empty caches; random weights in the layouts of the external networks for those that need one."""
+"""Every test sees empty caches; random weights in external networks' layouts, run directories of chosen numbers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import vfmbench  # isort: skip  # noqa: F401 - settles the threads, which must c
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from vfmbench.registry import forget_suites
+
+if TYPE_CHECKING:
+    from vfmbench.metrics.values import MetricValue
+    from vfmbench.results.schema import MetricSpec
+    from vfmbench.results.stored import StoredRun
 
 # Set before anything is imported that reads them: no test may find, or write, what the user keeps in these folders.
 _CACHES = tempfile.TemporaryDirectory(prefix="vfmbench-tests-")
@@ -88,3 +94,71 @@ def random_trunks(tmp_path_factory) -> dict[str, Path]:
 def _suites_of_its_own():
     """No test sees what another one's suites have read of folders and variables that are gone."""
     forget_suites()
+
+
+@pytest.fixture(scope="session")
+def spec_of() -> Callable[[str], MetricSpec]:
+    """`spec_of("crps@pixel")`: the specification of a value of this package's metrics; of others, one that says nothing."""
+    from vfmbench.metrics.compute import chosen_metrics
+    from vfmbench.registry import metrics
+    from vfmbench.results.schema import MetricSpec
+    from vfmbench.running.cost import COST_SPECS
+
+    declared = {spec.name: spec for metric in chosen_metrics(metrics.names()).values() for spec in metric.specs} | COST_SPECS
+
+    def find(name: str) -> MetricSpec:
+        base = name.partition("@")[0]
+        return declared["*"] if base.startswith("lpips_") else declared.get(base, MetricSpec(name=base))
+
+    return find
+
+
+@pytest.fixture
+def make_run(tmp_path, spec_of) -> Callable[..., StoredRun]:
+    """`make_run(method, values, **identity)`: a stored run with the given metric values, of images 0..n-1 or `index`.
+
+    `specs` has specifications by a value's name where they are not this package's.
+    """
+    from vfmbench.config import RunIdentity
+    from vfmbench.errors import Status
+    from vfmbench.results.run_directory import RunStore
+    from vfmbench.results.stored import StoredRun
+
+    def make(
+        method: str,
+        values: Sequence[MetricValue] = (),
+        *,
+        specs: Mapping[str, MetricSpec] | None = None,
+        options: dict | None = None,
+        status: Status = Status.DONE,
+        index: Sequence[int] | None = None,
+        out: Path = tmp_path,
+        **changes,
+    ) -> StoredRun:
+        n = max((value.n for value in values), default=4)
+        fields = {
+            "suite": "digits",
+            "suite_options": {},
+            "dataset_sha256": "d" * 64,
+            "split": "test",
+            "task": "denoise",
+            "problem": "denoise",
+            "task_options": {"noise_std": 0.1},
+            "method": method,
+            "method_options": options or {},
+            "plugin_sha256": {},
+            "weights_sha256": {},
+            "num_images": n,
+            "samples": 10,
+            "seed": 0,
+        }
+        identity = RunIdentity(**{**fields, **changes})
+        store = RunStore.at(out, identity)
+        (store.directory / "samples").mkdir(parents=True)
+        store.write_config(identity)
+        store.write_provenance({"status": status, "note": ""})
+        results = [value.stored(value.name, (specs or {}).get(value.name) or spec_of(value.name)) for value in values]
+        store.write_metrics(results, list(index or range(n)))
+        return StoredRun.read(store)
+
+    return make

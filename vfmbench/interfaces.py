@@ -13,7 +13,6 @@ Conventions that hold everywhere:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -155,7 +154,7 @@ class Suite(Protocol):
     each training stage's options; `weights` is the `vfmbench.weights.store.WeightStore` of its networks.
 
     `domain` says whether the data are images or points. `methods` are those that `compare` takes by default, each with the
-    suite's own options for it; empty for all. `metric_names` are what `run` computes by default; empty for all of images.
+    suite's own options for it; empty for all. `metric_names` are what `run` computes by default; empty for all of the domain.
 
     `tuning` holds what `vfmbench tune` does by default: see `vfmbench.running.tuning.TuningOptions`.
 
@@ -236,35 +235,3 @@ class Sampler(Protocol):
 
         `noise` has len(measurement) * num_samples rows, those of one measurement adjacent.
         """
-
-
-@dataclass(frozen=True)
-class MetricValue:
-    """One number of metrics.json.
-
-    Attributes:
-        value: None if it could not be computed; `reason` then says why.
-        low, high: 95 % interval.
-        n: number of images it was computed from.
-        per_image: the values that `value` is the mean of, float64 [n], for paired comparisons.
-        broken: `reason` is an error other than a lack of data or weights, so that the next run tries again.
-        replicates: for a statistic of the whole set, its values on bootstrap resamples, float64 [R], for paired comparisons:
-            every run of n images is resampled alike.
-        curves: what each image adds to a curve that belongs to the metric, float64 [n,k], for figures.
-
-    `per_image`, `replicates` and `curves` are stored as tables beside metrics.json.
-    """
-
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    feature_space: str | None = None
-    feature_weights_sha256: str | None = None
-    settings: str = ""
-    reason: str | None = None
-    broken: bool = False
-    per_image: Tensor | None = field(default=None, compare=False, repr=False)
-    replicates: Tensor | None = field(default=None, compare=False, repr=False)
-    curves: Tensor | None = field(default=None, compare=False, repr=False)

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from vfmbench.cli import main
 from vfmbench.registry import suites
-from vfmbench.running.cost import OCCASIONAL
 
 from ..pictures import is_picture_of
 
@@ -46,7 +45,7 @@ def test_table_shows_value_interval_and_n_in_a_narrow_terminal(capsys, out, monk
         if row["value"] is None:
             assert any(line.startswith("missing: ") and row["name"] in line and line.endswith(row["reason"]) for line in lines)
             continue
-        if row["name"] in OCCASIONAL and row["value"] == 0:
+        if row["spec"]["occasional"] and row["value"] == 0:
             continue
         line = next(line for line in lines if line.split("│")[1:2] and line.split("│")[1].strip() == row["name"])
         _, value, interval, n, _ = (part.strip() for part in line.strip("│").split("│"))

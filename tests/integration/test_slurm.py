@@ -174,7 +174,7 @@ grid: {{method: [pinv, broken, vfm], task: [denoise]}}
             for name, tensors in files.items():
                 other = load_file(ours / "samples" / name)
                 assert all(torch.equal(other[key], tensor) for key, tensor in tensors.items())
-            values = {row["name"]: row["value"] for row in plain.metrics() if row["metric"] != "cost"}
+            values = {row.name: row.value for row in plain.metrics() if row.metric != "cost"}
             assert values == {name: rows[job.runs[0].config.method][name] for name in values}
 
 

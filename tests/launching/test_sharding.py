@@ -41,7 +41,7 @@ def test_equals_the_unsplit_run(planned, order):
     times = ["seconds", "network_seconds", "session", "first_batch", "peak_memory_bytes"]
     records = [run.store.read_table("records.parquet").drop(columns=times) for run in (runs[1], whole)]
     assert records[0].equals(records[1])
-    rows = [[row for row in run.store.metrics() if row["metric"] != "cost"] for run in (runs[1], whole)]
+    rows = [[row for row in run.store.metrics() if row.metric != "cost"] for run in (runs[1], whole)]
     assert rows[0] == rows[1]
     sessions = runs[1].store.provenance()["sessions"]
     used = runs[1].store.read_table("records.parquet").groupby("index")["session"].first()

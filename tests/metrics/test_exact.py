@@ -181,10 +181,15 @@ def test_all_inside_is_an_interval_not_a_certainty(make_points):
 
 def test_missing_where_the_posterior_is_not_known(make_points, make_set):
     metrics = {**ALL, "sacc_posterior": sacc_posterior}
-    for evaluation in (make_points(exact=None), make_set(), make_points(count=1, exact=None)):
-        for value in compute_metrics(evaluation, metrics):
-            assert (value.value, value.broken) == (None, False)
-            assert "posterior is not known" in value.reason
+    evaluations = {
+        make_points(exact=None): "not known",
+        make_set(): "needs points",
+        make_points(count=1, exact=None): "not known",
+    }
+    for evaluation, reason in evaluations.items():
+        for result in compute_metrics(evaluation, metrics):
+            assert (result.row.value, result.row.broken) == (None, False)
+            assert reason in result.row.reason
     with pytest.raises(MissingError):
         make_set().exact_samples(0)
 

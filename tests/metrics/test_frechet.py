@@ -146,7 +146,8 @@ def test_extrapolation_is_the_line_through_whole_and_halves(generator, n):
         for a, b in itertools.combinations(parts, 2)
         if not set(a) & set(b)
     ]
-    assert min(abs(value - intercept) for intercept in intercepts) < 1e-9
+    # Of halves of two points the covariances are singular, and roots of their eigenvalues are off by 1e-8.
+    assert min(abs(value - intercept) for intercept in intercepts) < 1e-7
     assert float(influence.sum()) == pytest.approx(0, abs=1e-10)
 
 

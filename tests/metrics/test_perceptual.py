@@ -72,7 +72,8 @@ def test_equal_images_have_distance_zero(make_set, networks):
 
 
 def test_missing_networks_and_small_or_grey_images_are_missing_with_the_reason(make_set, networks):
-    values = compute_metrics(make_set(3, 2, (3, 30, 40), perceptual={**networks, "other": "no file"}), {"lpips": metric})
+    evaluation = make_set(3, 2, (3, 30, 40), perceptual={**networks, "other": "no file"})
+    values = [result.row for result in compute_metrics(evaluation, {"lpips": metric})]
     assert [value.name for value in values] == [
         f"{name}{suffix}" for name in ("lpips_alex", "lpips_vgg", "other") for suffix in ("", "_mean")
     ]
@@ -82,7 +83,7 @@ def test_missing_networks_and_small_or_grey_images_are_missing_with_the_reason(m
     assert values[4].reason == "no file"
     (grey,) = metric(make_set(2, 1, (1, 40, 40), perceptual={"lpips_alex": networks["lpips_alex"]}))
     assert "needs RGB images" in grey.reason
-    (none,) = compute_metrics(make_set(), {"lpips": metric})
+    (none,) = (result.row for result in compute_metrics(make_set(), {"lpips": metric}))
     assert (none.name, none.value) == ("lpips", None)
     assert "no network is set" in none.reason
 

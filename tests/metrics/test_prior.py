@@ -95,10 +95,10 @@ def test_share_of_prior_draws_in_the_support(make_points):
 
 
 def test_missing_without_prior_draws(make_points, make_set):
-    for evaluation in (make_points(prior=None), make_set()):
-        for value in compute_metrics(evaluation, {"mmd_prior": mmd_prior, "sacc_prior": sacc_prior}):
-            assert (value.value, value.broken) == (None, False)
-            assert "no prior samples" in value.reason
+    for evaluation, reason in ((make_points(prior=None), "no prior samples"), (make_set(), "needs points")):
+        for result in compute_metrics(evaluation, {"mmd_prior": mmd_prior, "sacc_prior": sacc_prior}):
+            assert (result.row.value, result.row.broken) == (None, False)
+            assert reason in result.row.reason
     with pytest.raises(MissingError, match="posterior is not known"):
         sacc_prior(make_points(exact=None))
     assert mmd_prior(make_points(exact=None))[0].value is not None

@@ -4,8 +4,8 @@ import torch
 from matplotlib.colors import to_hex
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.ranks import rank_shares
+from vfmbench.metrics.values import MetricValue
 from vfmbench.reporting.calibration import calibration_figure
 
 from ..pictures import is_picture_of

@@ -6,7 +6,7 @@ import pytest
 
 from vfmbench.cli import main
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
+from vfmbench.metrics.values import MetricValue
 from vfmbench.reporting.sweep_figure import sweep_figure
 
 from ..pictures import is_picture_of
@@ -26,6 +26,7 @@ def table(tmp_path):
                 value = tau + 100 * alpha + 1000 * steps
                 if (alpha, steps, tau) != (0.5, 4, 1.0):
                     row |= {"nlpd": value, "nlpd_low": value - 1, "nlpd_high": value + 1, "crps@point": -value}
+                    row |= {"nlpd_direction": "↓", "crps@point_direction": "→ 1"}
                 rows.append(row)
     rows.append(
         {"suite": "checkerboard", "task": "first_coordinate", "method": "frozen_adapter", "status": "done", "nlpd": 5.0}
@@ -51,7 +52,7 @@ def test_lines_are_the_tables_rows(table, figures):
     assert len(nlpd.collections) == 4
     assert len(crps.collections) == 0
     assert (nlpd.get_xscale(), nlpd.get_xlabel()) == ("log", "tau")
-    assert (nlpd.get_title(), crps.get_title()) == ("nlpd ↓", "crps@point ↓")
+    assert (nlpd.get_title(), crps.get_title()) == ("nlpd ↓", "crps@point → 1")
     assert figures[0].get_suptitle() == "suite checkerboard, task first_coordinate, method vfm, seed 0"
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert labels == [f"steps = {steps}, alpha = {alpha}" for steps in (1, 4) for alpha in ("0.5", "1")]
@@ -64,7 +65,7 @@ def test_values_between_zero_and_one_have_a_linear_axis(tmp_path, figures):
     pd.DataFrame({"alpha": [0.0, 0.5, 1.0], "nlpd": [1, 2, 3]}).to_csv(path, index=False)
     assert sweep_figure(path, "alpha", ["nlpd"], out=tmp_path / "a.png") == tmp_path / "a.png"
     (axis,) = figures[0].axes
-    assert axis.get_xscale() == "linear"
+    assert (axis.get_xscale(), axis.get_title()) == ("linear", "nlpd")
     np.testing.assert_array_equal(axis.lines[0].get_xydata(), [[0, 1], [0.5, 2], [1, 3]])
     assert figures[0].get_suptitle() == "alpha"
 

@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vfmbench.errors import Status
-from vfmbench.interfaces import MetricValue
-from vfmbench.metrics.values import mean_value
+from vfmbench.metrics.values import MetricValue, mean_value
 from vfmbench.reporting.columns import Column
 from vfmbench.reporting.console import OUT
 from vfmbench.reporting.rendering import document, to_latex, to_markdown, to_text, value_text

@@ -1,11 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from vfmbench.errors import Status, UserError
-from vfmbench.interfaces import MetricValue
-from vfmbench.metrics.values import mean_value
+from vfmbench.metrics.values import MetricValue, mean_value
 from vfmbench.results.comparison import Entry, compare, tables_of
-from vfmbench.results.run_directory import SCHEMA_VERSION
+from vfmbench.results.schema import HIGHER, LOWER, SCHEMA_VERSION, MetricSpec, Section
 from vfmbench.results.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 
 N = 60
@@ -21,6 +22,11 @@ def of_set(name, value, shift_of_replicates=0.0, seed=1, space=None):
     own = torch.randn(200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     replicates = value + shift_of_replicates + 0.01 * own
     return MetricValue(name, value, value - 0.1, value + 0.1, N, feature_weights_sha256=space, replicates=replicates)
+
+
+def coverage(per_image):
+    """Of central intervals of ten samples."""
+    return replace(mean_value("interval_coverage@pixel", per_image, "settings"), target=9 / 11)
 
 
 def compared(runs, reference=None):
@@ -96,10 +102,7 @@ def test_distance_from_the_target_decides(make_run):
 def test_coverage_is_better_nearer_to_its_level(make_run):
     generator = torch.Generator().manual_seed(0)
     shares = {"narrow": 0.6, "right": 0.82, "wide": 0.97}
-    runs = [
-        make_run(name, [mean_value("interval_coverage@pixel", mean + 0.02 * torch.rand(N, generator=generator), "")])
-        for name, mean in shares.items()
-    ]
+    runs = [make_run(name, [coverage(mean + 0.02 * torch.rand(N, generator=generator))]) for name, mean in shares.items()]
     comparison, cells = compared(runs, "narrow")
     assert marks(cells["interval_coverage@pixel"]) == {"narrow": "", "right": "*+", "wide": "+"}
     assert comparison.rows[0].direction.target == pytest.approx(9 / 11)
@@ -111,7 +114,7 @@ def test_distances_of_means_differ_if_neither_their_difference_nor_their_sum_may
     own = (own - own.mean(1, keepdim=True)) / own.std(1, keepdim=True)
     level = 9 / 11
     runs = [
-        make_run(name, [mean_value("interval_coverage@pixel", level + shift + 0.05 * noise, "")])
+        make_run(name, [coverage(level + shift + 0.05 * noise)])
         for name, shift, noise in zip(("below", "above"), (-0.02, 0.03), own, strict=True)
     ]
     _, cells = compared(runs, "below")
@@ -156,6 +159,33 @@ def test_other_feature_weights_are_not_compared(make_run):
     assert any("different feature weights" in note for note in comparison.notes)
 
 
+@pytest.mark.parametrize("change", [{"version": 2}, {"direction": LOWER}])
+def test_other_versions_of_a_metric_are_not_compared(make_run, change):
+    spec = MetricSpec(name="mine", direction=HIGHER)
+    a = make_run("a", [per_image("mine", 0)], specs={"mine": spec})
+    b = make_run("b", [per_image("mine", 9, seed=2)], specs={"mine": spec.model_copy(update=change)})
+    comparison, cells = compared([a, b], "a")
+    assert marks(cells["mine"]) == {"a": "", "b": ""}
+    assert "mine: computed by different versions of the metric, and so not compared" in comparison.notes
+
+
+def test_what_a_metric_says_of_itself_decides_and_not_its_name(make_run):
+    specs = {
+        "mine": MetricSpec(name="mine", section=Section.RECONSTRUCTION, direction=LOWER),
+        "psnr": MetricSpec(name="psnr", section=Section.CALIBRATION, direction=LOWER),
+        "hidden": MetricSpec(name="hidden", direction=LOWER, compared=False),
+        "rare": MetricSpec(name="rare", direction=LOWER, occasional=True),
+    }
+    runs = [
+        make_run(method, [*(per_image(name, shift, seed=seed) for name in ("psnr", "hidden", "mine")), of_zero], specs=specs)
+        for method, shift, seed, of_zero in (("a", 0, 1, MetricValue("rare", 0.0)), ("b", 1, 2, MetricValue("rare", 0.0)))
+    ]
+    comparison, cells = compared(runs, "a")
+    assert list(cells) == ["mine", "psnr"]
+    assert [str(row.direction) for row in comparison.rows] == ["↓", "↓"]
+    assert marks(cells["mine"]) == marks(cells["psnr"]) == {"a": "*", "b": "-"}
+
+
 def test_without_direction_or_test_there_is_no_mark(make_run):
     values = [per_image("diversity@pixel", 0), per_image("my_metric", 0), MetricValue("mmd_paired@digitnet", 1.0, n=N)]
     _, cells = compared(
@@ -173,7 +203,7 @@ def test_estimates_that_are_too_small_and_evaluations_that_nobody_made_have_no_r
     _, cells = compared([make_run("a", values), make_run("b", other)])
     costs_shown = ["nfe", "network_vjps", "encoder_forwards"]
     assert list(cells) == ["crps@pixel", "crps_fair@pixel", "kid_paired@digitnet", *costs_shown]
-    assert cells["encoder_forwards"]["a"].row["value"] == 0
+    assert cells["encoder_forwards"]["a"].row.value == 0
 
 
 def test_warnings_of_settings_stand_below_the_table(make_run):
@@ -204,7 +234,7 @@ def test_unfinished_runs_and_missing_values(make_run):
     assert comparison.reference is None
     assert [entry.status for entry in comparison.entries] == ["done", "done", "interrupted"]
     assert cells["psnr"]["c"].row is None
-    assert cells["psnr"]["b"].row["reason"] == "no images"
+    assert cells["psnr"]["b"].row.reason == "no images"
     assert list(cells) == ["psnr", "ssim"]
     assert "missing: lpips_alex: no weights" in comparison.notes
 

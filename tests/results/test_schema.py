@@ -16,8 +16,8 @@ from vfmbench.results.schema import (
     Direction,
     MetricRow,
     MetricSpec,
-    OutdatedMetrics,
     Section,
+    UnreadableMetrics,
     metrics_json,
     read_metrics,
     towards,
@@ -53,7 +53,7 @@ def test_no_file_has_no_rows(tmp_path):
 def test_another_layout_names_the_way_out(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"schema_version": 2, "metrics": [{"name": "psnr", "value": 1.0}]}')
-    with pytest.raises(OutdatedMetrics, match=rf"layout 2, this one reads {METRICS_VERSION}\); `vfmbench metrics "):
+    with pytest.raises(UnreadableMetrics, match=rf"layout 2, this one reads {METRICS_VERSION}\); `vfmbench metrics "):
         read_metrics(path)
 
 

@@ -67,7 +67,7 @@ def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
         | {"index": number, "sample": 0, "effective_samples": 1.0}
         for number, counts in enumerate(batches)
     ]
-    values = {value.name: value for value in cost_metrics(pd.DataFrame(rows))}
+    values = {result.row.name: result.row for result in cost_metrics(pd.DataFrame(rows))}
     assert {name: value.value for name, value in values.items()} == {
         "nfe": 100,
         "adapter_forwards": 0,
@@ -87,4 +87,4 @@ def test_worth_of_samples_is_a_metric_where_a_method_estimates_it():
     cost = {**counts, "adapter_forwards": 0, "seconds": 1.0, "network_seconds": 0.5, "first_batch": 0.0}
     records = pd.concat([replace(part, cost=cost).records(seed=0) for part in shards])
     assert records["effective_samples"].tolist() == [2, 2, 2, 2, 0.5, 0.5]
-    assert {value.name: value.value for value in cost_metrics(records)}["effective_samples"] == pytest.approx(1.5)
+    assert {result.row.name: result.row.value for result in cost_metrics(records)}["effective_samples"] == pytest.approx(1.5)

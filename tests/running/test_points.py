@@ -19,7 +19,7 @@ def stored(out, method="exact", suite="mixture", task="linear_observation", **ch
 
 
 def values(store):
-    return {row["name"]: row["value"] for row in store.metrics()}
+    return {row.name: row.value for row in store.metrics()}
 
 
 def test_points_are_stored_without_rounding(tmp_path):
@@ -79,9 +79,9 @@ def test_prior_draws_that_are_not_numbers_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(SourceReweighting, "sample_prior", lambda self, noise: noise.normal((2, 1, 1), 0) * torch.nan)
     store = stored(tmp_path, "source_reweighting", options={"method": {"pool": 4096, "ode_steps": 4}}, metrics=["mmd_prior"])
-    row = next(row for row in store.metrics() if row["name"] == "mmd_prior")
-    assert row["value"] is None
-    assert "not finite" in row["reason"]
+    row = next(row for row in store.metrics() if row.name == "mmd_prior")
+    assert row.value is None
+    assert "not finite" in row.reason
 
 
 def test_without_a_known_posterior_the_other_metrics_remain(tmp_path):

@@ -7,8 +7,11 @@ import torch
 from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.errors import Status, UserError
-from vfmbench.registry import metrics
+from vfmbench.metrics.metric import metric
+from vfmbench.registry import metrics, samplers
+from vfmbench.results.schema import MetricSpec, read_metrics
 from vfmbench.running import runner
+from vfmbench.running.cost import COST_SPECS
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
 from vfmbench.running.scoring import score_run
@@ -36,7 +39,7 @@ def test_metrics_of_a_part_of_the_images_do_not_survive_the_rest(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             run(config(tmp_path))
     result = run(config(tmp_path))
-    rows = {row["name"]: row["n"] for row in result.results().metrics() if row["metric"] != "cost" and row["value"] is not None}
+    rows = {row.name: row.n for row in result.results().metrics() if row.metric != "cost" and row.value is not None}
     assert set(rows.values()) == {20}
     per_image = pd.read_parquet(result.results().directory / "metrics_per_image.parquet")
     assert per_image["index"].tolist() == list(range(20))
@@ -61,6 +64,7 @@ def test_interrupted_metrics_leave_a_run_that_the_next_one_finishes(tmp_path, mo
 def test_a_metric_that_broke_is_tried_again(tmp_path, monkeypatch):
     calls = []
 
+    @metric(MetricSpec(name="flaky"))
     def flaky(evaluation):
         calls.append(len(evaluation))
         raise RuntimeError("out of memory")
@@ -69,7 +73,7 @@ def test_a_metric_that_broke_is_tried_again(tmp_path, monkeypatch):
     for _ in range(2):
         result = run(config(tmp_path, metrics=("flaky", "psnr"), num_images=4))
     assert calls == [4, 4]
-    assert [row["reason"] for row in result.results().metrics() if row["metric"] == "flaky"] == ["RuntimeError: out of memory"]
+    assert [row.reason for row in result.results().metrics() if row.metric == "flaky"] == ["RuntimeError: out of memory"]
 
 
 def test_runs_of_another_layout_are_refused(tmp_path):
@@ -95,3 +99,25 @@ def test_bench_goes_on_after_a_method_that_breaks(monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "RuntimeError: boom" in output
     assert '"pinv": {"latency"' in output
+
+
+def test_metrics_of_another_layout_are_computed_again_from_the_samples(tmp_path, monkeypatch):
+    result = run(config(tmp_path, metrics=("psnr",), num_images=4))
+    path = result.results().directory / "metrics.json"
+    before = read_metrics(path)
+    path.write_text('{"schema_version": 2, "metrics": [{"metric": "psnr", "name": "psnr", "value": 1.0}]}')
+    with pytest.raises(UserError, match=r"another version of vfmbench .*`vfmbench metrics .*` computes the metrics again"):
+        result.metrics()
+    monkeypatch.setattr(samplers.get("pinv"), "sample", None)
+    run(config(tmp_path, metrics=("psnr",), num_images=4))
+    assert read_metrics(path) == before
+
+
+def test_costs_of_another_version_are_computed_again(tmp_path, monkeypatch):
+    result = run(config(tmp_path, metrics=("psnr",), num_images=4))
+    changed = {**COST_SPECS, "nfe": COST_SPECS["nfe"].model_copy(update={"version": 2})}
+    monkeypatch.setattr("vfmbench.running.cost.COST_SPECS", changed)
+    monkeypatch.setattr(samplers.get("pinv"), "sample", None)
+    run(config(tmp_path, metrics=("psnr",), num_images=4))
+    assert {row.name: row.spec.version for row in result.results().metrics()}["nfe"] == 2
+    assert [session["metrics"] for session in result.results().provenance()["sessions"]] == [["psnr"], []]

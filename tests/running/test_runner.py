@@ -13,7 +13,7 @@ from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
 from vfmbench.running.plan import plan
-from vfmbench.running.runner import execute, run, stale_metrics
+from vfmbench.running.runner import execute, run
 from vfmbench.running.shards import Shards
 
 SMALL = {"method": "vfm", "task": "gaussian_deblur", "num_images": 6, "samples": 3}
@@ -117,21 +117,6 @@ def test_more_metrics_later_keep_the_earlier_ones(tmp_path):
     assert {"index", "psnr", "crps@pixel"} <= set(both.store.read_table("metrics_per_image.parquet"))
     run(config(tmp_path, metrics=("psnr",)))
     assert "crps@pixel" in set(both.metrics()["name"])
-
-
-def test_metrics_in_another_feature_space_are_stale():
-    rows = [
-        {"metric": "psnr", "feature_space": None, "feature_weights_sha256": None},
-        {"metric": "fid", "feature_space": "digitnet", "feature_weights_sha256": "old"},
-        {"metric": "mmd", "feature_space": "digitnet", "feature_weights_sha256": None},
-    ]
-
-    class Space:
-        weights_sha256 = "new"
-
-    names = ["psnr", "fid", "mmd", "ssim"]
-    assert stale_metrics(names, rows, {"digitnet": Space()}) == ["fid", "mmd", "ssim"]
-    assert stale_metrics(names, rows, {"digitnet": "its weights are missing"}) == ["fid", "ssim"]
 
 
 def test_torn_shard_is_computed_again(tmp_path):

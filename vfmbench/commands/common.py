@@ -10,6 +10,7 @@ from vfmbench.config import RUN_SECTIONS, RunConfig
 from vfmbench.errors import MissingError, UserError
 from vfmbench.options import parse_overrides, validate
 from vfmbench.reporting import console, tables
+from vfmbench.results.schema import MetricRow
 from vfmbench.running.plan import Plan, plan
 
 
@@ -39,7 +40,7 @@ def checked_cell(config: RunConfig) -> Plan | MissingError:
         raise UserError(f"{config.method} on {config.task}: {error}", error.key) from error
 
 
-def print_metrics(table: Any, rows: Sequence[dict[str, Any]]) -> None:
+def print_metrics(table: Any, rows: Sequence[MetricRow]) -> None:
     """The table, and below it why metrics are missing: whole, and without line breaks in commands to copy."""
     console.OUT.print(table)
     for line in tables.missing_reasons(rows):

@@ -25,6 +25,9 @@ def main(options: argparse.Namespace) -> int:
                 for name, target in entries.load_all().items():
                     summary = (target.__doc__ or "").strip().partition("\n")[0]
                     print(f"  {name:<22}{summary}")
+                    if kind == "metrics":
+                        values = (f"{spec.name} {spec.direction or ''}".strip() for spec in target.specs)
+                        print(f"  {'':<22}values: {', '.join(values)}")
                     if kind == "suites":
                         print(f"  {'':<22}tasks: {', '.join(target({}).task_names)}")
     return 0

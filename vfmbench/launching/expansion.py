@@ -14,6 +14,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.launching.definitions import SweepFile, TrainGrid
 from vfmbench.launching.jobs import Job, PlannedRun, Training, digest
 from vfmbench.launching.resources import JobResources, read_profile, resources_of
+from vfmbench.metrics.compute import stale_metrics
 from vfmbench.options import dump, validate
 from vfmbench.registry import load_suite, samplers, stages
 from vfmbench.running.plan import Plan, plan
@@ -245,9 +246,9 @@ class _Expansion:
 
 
 def _stored_status(checked: Plan) -> Status | None:
-    """What the run's directory says; None if it was never begun, or lacks metrics that are wanted now."""
+    """What the run's directory says; None if it was never begun, or lacks metrics that are wanted now, in today's versions."""
     status = checked.store.provenance().get("status")
-    if status == Status.DONE and not {row["metric"] for row in checked.store.metrics()} >= set(checked.metric_names):
+    if status == Status.DONE and stale_metrics(checked.metrics, checked.store.readable_metrics()):
         return None
     return None if status is None else Status(status)
 

@@ -16,6 +16,7 @@ from vfmbench.errors import Status, UserError
 from vfmbench.files import is_held, replace_file
 from vfmbench.launching import cluster
 from vfmbench.launching.record import FIRST_COLUMNS, SweepRecord
+from vfmbench.results.run_directory import RunStore
 
 QUEUED, RUNNING, TRAINING = "queued", "running", "training"
 """States of a run beside those of `Status`."""
@@ -31,7 +32,7 @@ Row = dict[str, Any]
 def rows(record: SweepRecord) -> list[Row]:
     """A row for each run, in the order of the sweep file: grid values (training options as `train.*`), status, progress (images
     stored of images planned), node, seconds that its job took so far, note (the last line of a failure), hash, directory,
-    weights, and `<metric>`, `<metric>_low`, `<metric>_high` of each metric of a finished run.
+    weights, and `<metric>`, `<metric>_low`, `<metric>_high`, `<metric>_direction` (an arrow) of each metric of a finished run.
 
     Raises UserError if the sweep was never started.
     """
@@ -175,12 +176,14 @@ def _read(directory: str | None, name: str) -> dict[str, Any]:
         return {}
 
 
-def _metrics(directory: str | None) -> dict[str, float]:
-    columns = {}
-    for row in _read(directory, "metrics.json").get("metrics", []):
-        for suffix, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-            if row[key] is not None:
-                columns[row["name"] + suffix] = row[key]
+def _metrics(directory: str | None) -> dict[str, float | str]:
+    columns: dict[str, float | str] = {}
+    for row in [] if directory is None else RunStore(Path(directory)).readable_metrics():
+        for suffix, number in (("", row.value), ("_low", row.low), ("_high", row.high)):
+            if number is not None:
+                columns[row.name + suffix] = number
+        if row.value is not None and row.direction is not None:
+            columns[f"{row.name}_direction"] = str(row.direction)
     return columns
 
 

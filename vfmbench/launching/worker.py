@@ -20,6 +20,7 @@ from vfmbench.files import replace_file
 from vfmbench.interfaces import Suite
 from vfmbench.launching.jobs import Job, Training
 from vfmbench.registry import stages
+from vfmbench.results.schema import COST
 from vfmbench.running.plan import choose_device, plan
 from vfmbench.running.runner import execute
 from vfmbench.running.sampling import Progress
@@ -117,7 +118,7 @@ def _run(position: int, job: Job, state: JobState, console: Console, progress: P
         return last_line(error)
     state.run(position, status=result.status, note=result.note)
     rows = result.results().metrics() if result.status == Status.DONE else []
-    shown = [f"{row['name']} {row['value']:.4g}" for row in rows if row["metric"] != "cost" and row["value"] is not None]
+    shown = [f"{row.name} {row.value:.4g}" for row in rows if row.metric != COST and row.value is not None]
     console.log(f"{title}: {result.status} {result.note or '  '.join(shown)}", markup=False)
     return ""
 

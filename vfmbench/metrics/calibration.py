@@ -8,6 +8,7 @@ so that the number of quantities does not depend on the space.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
-from vfmbench.interfaces import FeatureSpace, MetricValue
+from vfmbench.interfaces import FeatureSpace
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.metric import metric
 from vfmbench.metrics.ranks import rank_shares
-from vfmbench.metrics.values import attempt, in_each_space, mean_value
+from vfmbench.metrics.values import MetricValue, attempt, in_each_space, mean_value
 from vfmbench.results.ranks import (
     calibration_error,
     central_coverage,
@@ -29,6 +31,7 @@ from vfmbench.results.ranks import (
     p_text,
     uniformity_p_value,
 )
+from vfmbench.results.schema import LOWER, MetricSpec, Section, towards
 from vfmbench.results.statistics import normal_interval, resampling_counts, share_interval
 
 Array = NDArray[np.float64]
@@ -41,6 +44,10 @@ _RANK_NAMES = ("interval_coverage", "calibration_error")
 _INTERVAL = "interval: +- 1.96 bootstrap standard deviations over images"
 
 
+@metric(
+    MetricSpec(name="interval_coverage", section=Section.CALIBRATION, direction=towards(), position=20),
+    MetricSpec(name="calibration_error", section=Section.CALIBRATION, direction=LOWER, position=30),
+)
 def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
     """`interval_coverage`, `calibration_error` of pixels (or the coordinates of points) and of feature projections.
 
@@ -70,6 +77,7 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
     return values + in_each_space(evaluation, _RANK_NAMES, in_space)
 
 
+@metric(MetricSpec(name="tarp", section=Section.CALIBRATION, direction=LOWER, position=50))
 def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
     """`tarp`: largest deviation of the expected coverage of balls around random points from its nominal value.
 
@@ -100,6 +108,7 @@ def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
     return [of_values, *in_each_space(evaluation, ["tarp"], in_space)]
 
 
+@metric(MetricSpec(name="spread_skill", section=Section.CALIBRATION, direction=towards(1.0), position=40))
 def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
     """`spread_skill@pixel` or `@point`: sqrt((S+1)/S variance of the samples / squared error of their mean); 1 when calibrated.
 
@@ -205,7 +214,10 @@ def _rank_values(where: str, shares: Array, what: str, space: FeatureSpace | Non
         f"{what}; {ties}; {_INTERVAL}, clipped at 0"
     )
     return [
-        mean_value(f"interval_coverage@{where}", torch.from_numpy(coverage), of_coverage, space, share_interval),
+        replace(
+            mean_value(f"interval_coverage@{where}", torch.from_numpy(coverage), of_coverage, space, share_interval),
+            target=level,
+        ),
         _set_value(f"calibration_error@{where}", calibration_error, shares, of_error, space),
     ]
 

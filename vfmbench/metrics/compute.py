@@ -1,44 +1,86 @@
-"""Computes a run's metrics: one that fails becomes a missing value with its reason, and the others go on."""
+"""Which metrics a run takes, which of its stored ones are stale, and their computation, in which one may fail alone."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from vfmbench.domains import Domain
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
+from vfmbench.interfaces import FeatureSpace, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import missing
-
-Metric = Callable[[EvaluationSet], list[MetricValue]]
-
-# Of no meaning for images: their posterior is not known.
-_OF_POINTS = ("mmd_posterior", "sliced_wasserstein", "mode_error", "sacc_posterior", "mmd_prior", "sacc_prior")
+from vfmbench.metrics.metric import Metric
+from vfmbench.metrics.values import MetricValue, missing
+from vfmbench.registry import metrics as registry
+from vfmbench.results.schema import MetricResult, MetricRow
 
 _LOG = logging.getLogger(__name__)
 
-
-def metrics_of_images(registered: Iterable[str]) -> list[str]:
-    """Those of the registered metrics that a suite of images takes by default."""
-    return [name for name in registered if name not in _OF_POINTS]
+Networks = Mapping[str, FeatureSpace | PerceptualDistance | str]
+"""Feature spaces and perceptual distances by name, or the reason why one is missing."""
 
 
-def compute_metrics(evaluation: EvaluationSet, metrics: Mapping[str, Metric]) -> list[MetricValue]:
-    """Values of all metrics in the order given.
+def default_metrics(domain: Domain, *, without_run: bool = False) -> list[str]:
+    """Names of the registered metrics of images or of points.
 
-    No number is silently infinite or not a number: such a value becomes missing unless its metric explains it in `reason`.
-    A value's settings begin with those of its feature space, and end with the count where images are left out. A metric's error
-    other than UserError is logged with its traceback.
+    Args:
+        without_run: leave out those that read what only a run stores.
     """
-    values: list[MetricValue] = []
-    for name, metric in metrics.items():
-        values += [_checked(value, evaluation) for value in _outcome(name, metric, evaluation)]
-    return values
+    found = {name: metric for name, metric in registry.load_all().items() if isinstance(metric, Metric)}
+    return [name for name, metric in found.items() if metric.is_for(domain) and not (without_run and metric.needs_run)]
+
+
+def chosen_metrics(names: Iterable[str]) -> dict[str, Metric]:
+    """The registered metrics of these names. Raises UserError for an unknown name or a function without a specification."""
+    chosen = {name: registry.get(name) for name in names}
+    for name, metric in chosen.items():
+        if not isinstance(metric, Metric):
+            raise UserError(
+                f"The metric {name!r} says nothing about itself: decorate its function with "
+                "vfmbench.metrics.metric.metric(MetricSpec(...))."
+            )
+    return chosen
+
+
+def stale_metrics(metrics: Mapping[str, Metric], rows: Sequence[MetricRow], networks: Networks | None = None) -> list[str]:
+    """Names of those metrics that are not stored, or were given by another version of the metric.
+
+    Args:
+        rows: what is stored.
+        networks: today's; if given, metrics that broke, and those whose network is another one now, are stale too.
+    """
+
+    def fresh(row: MetricRow) -> bool:
+        if not metrics[row.metric].would_give(row):
+            return False
+        return networks is None or not (row.broken or row.feature_weights_sha256 != _sha256(networks, row.feature_space))
+
+    stored = {row.metric for row in rows}
+    stale = {row.metric for row in rows if row.metric in metrics and not fresh(row)}
+    return [name for name in metrics if name not in stored or name in stale]
+
+
+def compute_metrics(evaluation: EvaluationSet, metrics: Mapping[str, Metric]) -> list[MetricResult]:
+    """Results of all metrics in the order given.
+
+    A metric that fails becomes a missing value with its reason, and the others go on. No number is silently infinite or not a
+    number: such a value becomes missing unless its metric explains it in `reason`. A value's settings begin with those of its
+    feature space, and end with the count where images are left out. A metric's error other than UserError is logged with its
+    traceback.
+    """
+    return [
+        _declared(name, metric, _checked(value, evaluation))
+        for name, metric in metrics.items()
+        for value in _outcome(name, metric, evaluation)
+    ]
 
 
 def _outcome(name: str, metric: Metric, evaluation: EvaluationSet) -> list[MetricValue]:
+    if not metric.is_for(evaluation.domain):
+        needed = " or ".join(dict.fromkeys(domain for spec in metric.specs for domain in spec.domains))
+        return [missing(name, f"{name} needs {needed}, and the data are {evaluation.domain}")]
     try:
         return list(metric(evaluation)) or [missing(name, "there is no feature space to compute it in")]
     except UserError as error:
@@ -49,11 +91,10 @@ def _outcome(name: str, metric: Metric, evaluation: EvaluationSet) -> list[Metri
 
 
 def _checked(value: MetricValue, evaluation: EvaluationSet) -> MetricValue:
-    network = {**evaluation.feature_spaces, **evaluation.perceptual}.get(value.feature_space or "")
+    networks: Networks = {**evaluation.feature_spaces, **evaluation.perceptual}
     if value.value is None:
         # With its hash it is known later that the value is missing for another reason than the network.
-        sha256 = None if network is None or isinstance(network, str) else network.weights_sha256
-        return replace(value, feature_weights_sha256=sha256)
+        return replace(value, feature_weights_sha256=_sha256(networks, value.feature_space))
     if not math.isfinite(value.value) and value.reason is None:
         emptied = replace(value, value=None, low=None, high=None, n=0, per_image=None, replicates=None, curves=None)
         return replace(emptied, reason=f"the result is {value.value}")
@@ -64,3 +105,16 @@ def _checked(value: MetricValue, evaluation: EvaluationSet) -> MetricValue:
     few = len(evaluation) < evaluation.planned
     about_count = f"only {len(evaluation)} of {evaluation.planned} planned images" if few else ""
     return replace(value, settings="; ".join(filter(None, [about_space, value.settings, about_count])))
+
+
+def _declared(name: str, metric: Metric, value: MetricValue) -> MetricResult:
+    spec = metric.spec(value.name)
+    if spec is None and value.value is not None:
+        value = replace(missing(value.name, f"the specification of {name} has no value named {value.name}"), broken=True)
+    # What is missing altogether goes by the metric's own name.
+    return value.stored(name, spec or metric.specs[0], metric.source_sha256)
+
+
+def _sha256(networks: Networks, name: str | None) -> str | None:
+    network = networks.get(name or "")
+    return None if network is None or isinstance(network, str) else network.weights_sha256

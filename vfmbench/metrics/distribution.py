@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.values import MetricValue
 from vfmbench.results.statistics import normal_interval, resampling_counts
 
 SETTINGS = "raw features, first sample of each image against the same n true images"

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import ExactPosterior, MetricValue
+from vfmbench.interfaces import ExactPosterior
 from vfmbench.metrics.calibration import random_directions
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each
-from vfmbench.metrics.values import mean_value
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, mean_value
+from vfmbench.results.schema import HIGHER, LOWER, MetricSpec, Section
 from vfmbench.results.statistics import share_interval
 
 # As many as in the VFM paper.
@@ -26,6 +28,7 @@ _BLOCK_VALUES = 2**18
 _SHARE_VALUES = 2**22
 
 
+@metric(MetricSpec(name="mmd_posterior", section=Section.EXACT, direction=LOWER, position=10, domains=("points",)))
 def mmd_posterior(evaluation: EvaluationSet) -> list[MetricValue]:
     """`mmd_posterior`: mean over observations of sqrt(max(0, squared MMD)) of the samples and as many exact ones (VFM B.1)."""
     settings = (
@@ -35,6 +38,7 @@ def mmd_posterior(evaluation: EvaluationSet) -> list[MetricValue]:
     return _distance_to_exact(evaluation, "mmd_posterior", mmd_of_each, settings)
 
 
+@metric(MetricSpec(name="sliced_wasserstein", section=Section.EXACT, direction=LOWER, position=20, domains=("points",)))
 def sliced_wasserstein(evaluation: EvaluationSet) -> list[MetricValue]:
     """`sliced_wasserstein`: mean over observations of the sliced 1-Wasserstein distance of the samples from exact ones.
 
@@ -49,6 +53,10 @@ def sliced_wasserstein(evaluation: EvaluationSet) -> list[MetricValue]:
     return _distance_to_exact(evaluation, "sliced_wasserstein", distance, settings)
 
 
+@metric(
+    MetricSpec(name="mode_error", section=Section.EXACT, direction=LOWER, position=30, domains=("points",)),
+    MetricSpec(name="mode_share_error", section=Section.EXACT, direction=LOWER, position=31, domains=("points",)),
+)
 def mode_error(evaluation: EvaluationSet) -> list[MetricValue]:
     """`mode_error`: total variation distance of the samples' shares of the modes from the exact probabilities, in [0, 1].
 
@@ -67,6 +75,7 @@ def mode_error(evaluation: EvaluationSet) -> list[MetricValue]:
     return [mean_value("mode_error", variation, of_variation), mean_value("mode_share_error", largest, of_largest)]
 
 
+@metric(MetricSpec(name="sacc_posterior", section=Section.EXACT, direction=HIGHER, position=40, domains=("points",)))
 def sacc_posterior(evaluation: EvaluationSet) -> list[MetricValue]:
     """`sacc_posterior`: share of the samples that lie inside the prior's support (VFM B.1)."""
     inside = mean_mode_shares(evaluation.exact_posterior(), evaluation.samples).sum(1)

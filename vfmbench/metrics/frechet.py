@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.distribution import SETTINGS, feature_sets, linearised_replicates, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import in_each_space
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.results.schema import LOWER, MetricSpec, Section
 
 _SEED = 0
 _IMAGES_PER_FEATURE = 5
 _INTERVAL = "interval: +- 1.96 standard deviations over images by the infinitesimal jackknife"
 
 
+@metric(MetricSpec(name="fid", section=Section.DISTRIBUTION, direction=LOWER, position=10, domains=("images",)))
 def fid(evaluation: EvaluationSet) -> list[MetricValue]:
     """`fid@space`: Fréchet distance between Gaussians fitted to both sets of features."""
 
@@ -35,6 +37,7 @@ def fid(evaluation: EvaluationSet) -> list[MetricValue]:
     return in_each_space(evaluation, ["fid"], in_space)
 
 
+@metric(MetricSpec(name="fid_infinity", section=Section.DISTRIBUTION, direction=LOWER, position=11, domains=("images",)))
 def fid_infinity(evaluation: EvaluationSet) -> list[MetricValue]:
     """`fid_infinity@space`: the Fréchet distance extrapolated to infinitely many images; may be negative.
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import mean_value
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, mean_value
+from vfmbench.results.schema import HIGHER, MetricSpec, Section
 
 _LEVELS = 255
 _SSIM_WINDOW = 11
@@ -22,15 +23,21 @@ _STRIP = 8
 _BLOCK_VALUES = 2**19
 
 
+@metric(
+    MetricSpec(name="psnr", section=Section.RECONSTRUCTION, direction=HIGHER, position=10, domains=("images",)),
+    MetricSpec(name="psnr_mean", section=Section.RECONSTRUCTION, direction=HIGHER, position=11, domains=("images",)),
+)
 def psnr(evaluation: EvaluationSet) -> list[MetricValue]:
     """`psnr`: PSNR of one sample, averaged over samples and images; `psnr_mean` (S > 1): of the mean of an image's samples."""
-    evaluation.check_images("PSNR")
     return _with_mean_of_samples(evaluation, "psnr", peak_signal_to_noise, "dB, range [0,1]", _psnr_value)
 
 
+@metric(
+    MetricSpec(name="ssim", section=Section.RECONSTRUCTION, direction=HIGHER, position=20, domains=("images",)),
+    MetricSpec(name="ssim_mean", section=Section.RECONSTRUCTION, direction=HIGHER, position=21, domains=("images",)),
+)
 def ssim(evaluation: EvaluationSet) -> list[MetricValue]:
     """`ssim`: SSIM of one sample, averaged over samples and images; `ssim_mean` (S > 1): of the mean of an image's samples."""
-    evaluation.check_images("SSIM")
     window = ssim_window(*evaluation.truth.shape[-2:])
     settings = f"range [0,1], Gaussian window {window}x{window}, sigma {_SSIM_SIGMA}, mean over channels"
     return _with_mean_of_samples(evaluation, "ssim", structural_similarity, settings, mean_value)

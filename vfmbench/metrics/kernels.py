@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.distribution import SETTINGS, counts_with_original, feature_sets, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import in_each_space
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.results.schema import LOWER, MetricSpec, Section
 
 _BLOCK_VALUES = 2**22
 _MEDIAN_POINTS = 2000
@@ -26,6 +27,10 @@ _ESTIMATORS = {
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
+@metric(
+    MetricSpec(name="kid", section=Section.DISTRIBUTION, direction=LOWER, position=30, domains=("images",), compared=False),
+    MetricSpec(name="kid_paired", section=Section.DISTRIBUTION, direction=LOWER, position=31, domains=("images",)),
+)
 def kid(evaluation: EvaluationSet) -> list[MetricValue]:
     """`kid@space`, `kid_paired@space`: squared MMD under the kernel (x.y/d + 1)^3 (Binkowski et al. 2018); may be negative.
 
@@ -47,6 +52,10 @@ def kid(evaluation: EvaluationSet) -> list[MetricValue]:
     return in_each_space(evaluation, ["kid", "kid_paired"], in_space)
 
 
+@metric(
+    MetricSpec(name="mmd", section=Section.DISTRIBUTION, direction=LOWER, position=20, domains=("images",), compared=False),
+    MetricSpec(name="mmd_paired", section=Section.DISTRIBUTION, direction=LOWER, position=21, domains=("images",)),
+)
 def mmd(evaluation: EvaluationSet) -> list[MetricValue]:
     """`mmd@space`, `mmd_paired@space`: sqrt(max(0, squared MMD)), Gaussian kernel with the median heuristic."""
 

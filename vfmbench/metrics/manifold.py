@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.distribution import SETTINGS, feature_sets, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import in_each_space
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.results.schema import HIGHER, MetricSpec, Section
 
 _SEED = 0
 _HALVES = 200
@@ -23,6 +24,12 @@ _BLOCK_VALUES = 2**22
 _NAMES = ("precision", "recall", "density", "coverage")
 
 
+@metric(
+    MetricSpec(name="precision", section=Section.DISTRIBUTION, direction=HIGHER, position=40, domains=("images",)),
+    MetricSpec(name="recall", section=Section.DISTRIBUTION, direction=HIGHER, position=41, domains=("images",)),
+    MetricSpec(name="density", section=Section.DISTRIBUTION, position=42, domains=("images",)),
+    MetricSpec(name="coverage", section=Section.DISTRIBUTION, direction=HIGHER, position=43, domains=("images",)),
+)
 def prdc(evaluation: EvaluationSet) -> list[MetricValue]:
     """`precision@space`, `recall@space`, `density@space`, `coverage@space`, with balls that reach to the fifth neighbour.
 
@@ -42,10 +49,10 @@ def prdc(evaluation: EvaluationSet) -> list[MetricValue]:
             f"interval: +- 1.96 standard deviations over {_HALVES} random halves of the images, clipped"
         )
         results = []
-        for metric, values in zip(_NAMES, scores, strict=True):
+        for score, values in zip(_NAMES, scores, strict=True):
             value, replicates = float(values[0]), values[1:]
-            result = set_value(evaluation, metric, name, value, replicates, settings)
-            results.append(_clipped(result, float("inf") if metric == "density" else 1.0))
+            result = set_value(evaluation, score, name, value, replicates, settings)
+            results.append(_clipped(result, float("inf") if score == "density" else 1.0))
         return results
 
     return in_each_space(evaluation, _NAMES, in_space)

@@ -7,14 +7,17 @@ from functools import partial
 from torch import Tensor
 
 from vfmbench.errors import MissingError
-from vfmbench.interfaces import MetricValue, PerceptualDistance
+from vfmbench.interfaces import PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import attempt, mean_value
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, attempt, mean_value
+from vfmbench.results.schema import LOWER, MetricSpec, Section
 
 
+# A network's name is its value's.
+@metric(MetricSpec(name="*", section=Section.RECONSTRUCTION, direction=LOWER, position=30, domains=("images",)))
 def lpips(evaluation: EvaluationSet) -> list[MetricValue]:
     """`lpips_alex`, `lpips_vgg`: LPIPS of one sample; `lpips_alex_mean`, ... (S > 1): of the mean of an image's samples."""
-    evaluation.check_images("LPIPS")
     if not evaluation.perceptual:
         raise MissingError("no network is set for these images (LPIPS needs RGB images of at least 31x31 pixels)")
     values: list[MetricValue] = []

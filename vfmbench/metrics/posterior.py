@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import MissingError, UserError
-from vfmbench.interfaces import FeatureSpace, MetricValue
+from vfmbench.interfaces import FeatureSpace
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import attempt, in_each_space, mean_value
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, attempt, in_each_space, mean_value
+from vfmbench.results.schema import HIGHER, LOWER, MetricSpec, Section, towards
 from vfmbench.results.statistics import share_interval
 
 _BLOCK_VALUES = 2**18
 _CRPS_NAMES = ("crps", "crps_fair")
 
 
+@metric(
+    MetricSpec(name="crps", section=Section.POSTERIOR, direction=LOWER, position=10),
+    MetricSpec(name="crps_fair", section=Section.POSTERIOR, direction=LOWER, position=11),
+)
 def crps(evaluation: EvaluationSet) -> list[MetricValue]:
     """Energy score of the images (in [-1, 1]) or points, and on L2-normalised features of each space, by both estimators."""
     count, domain = evaluation.num_samples, evaluation.domain
@@ -79,6 +85,7 @@ def energy_score(truth: Tensor, samples: Tensor, *, fair: bool = False) -> Tenso
     return _combine(*energy_terms(truth, samples), samples.shape[1], fair)
 
 
+@metric(MetricSpec(name="feature_distance", section=Section.RECONSTRUCTION, direction=LOWER, position=40, domains=("images",)))
 def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
     """`feature_distance@space`: distance of a sample's L2-normalised features to the true image's, in [0, 2].
 
@@ -94,6 +101,7 @@ def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
     return in_each_space(evaluation, ["feature_distance"], in_space)
 
 
+@metric(MetricSpec(name="diversity", section=Section.CALIBRATION, position=10))
 def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
     """`diversity@pixel`, `diversity@point`: standard deviation of each entry over an image's samples (unbiased variance)."""
     count = evaluation.num_samples
@@ -105,6 +113,7 @@ def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
     return [mean_value(f"diversity@{domain.unit}", per_image, settings)]
 
 
+@metric(MetricSpec(name="residual", section=Section.CONSISTENCY, direction=towards(1.0), position=20, needs_run=True))
 def residual(evaluation: EvaluationSet) -> list[MetricValue]:
     """`residual`: root mean square of (A x - y) / noise_std of the stored samples; about 1 for the true image."""
     if evaluation.residual is None:
@@ -113,6 +122,7 @@ def residual(evaluation: EvaluationSet) -> list[MetricValue]:
     return [mean_value("residual", evaluation.residual.double().mean(1), settings)]
 
 
+@metric(MetricSpec(name="nlpd", section=Section.POSTERIOR, direction=LOWER, position=20, needs_run=True))
 def nlpd(evaluation: EvaluationSet) -> list[MetricValue]:
     """`nlpd`: negative log predictive density of a fresh observation, -log mean_j p(y' | x_j), in nats (VFM appendix B.1)."""
     if evaluation.log_likelihood is None:
@@ -123,6 +133,16 @@ def nlpd(evaluation: EvaluationSet) -> list[MetricValue]:
     return [mean_value("nlpd", per_image, settings)]
 
 
+@metric(
+    MetricSpec(
+        name="classifier_agreement",
+        section=Section.CONSISTENCY,
+        direction=HIGHER,
+        position=10,
+        domains=("images",),
+        needs_run=True,
+    ),
+)
 def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
     """`classifier_agreement@space`: share of samples that the space's classifier gives the true image's label."""
 
@@ -131,8 +151,8 @@ def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
             raise MissingError("the data has no class labels")
         agrees = evaluation.predictions(name) == evaluation.label.to(evaluation.truth.device)[:, None]
         settings = f"K={evaluation.num_samples} samples of an image"
-        metric = f"classifier_agreement@{name}"
-        return [mean_value(metric, agrees.double().mean(1), settings, evaluation.space(name), share_interval)]
+        per_image = agrees.double().mean(1)
+        return [mean_value(f"classifier_agreement@{name}", per_image, settings, evaluation.space(name), share_interval)]
 
     return in_each_space(evaluation, ["classifier_agreement"], in_space)
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.exact import mean_mode_shares
 from vfmbench.metrics.kernels import median_squared_distance_across, squared_mmd_of_each, thinned
-from vfmbench.metrics.values import mean_value
+from vfmbench.metrics.metric import metric
+from vfmbench.metrics.values import MetricValue, mean_value
+from vfmbench.results.schema import HIGHER, LOWER, MetricSpec, Section
 from vfmbench.results.statistics import mean_interval, share_interval
 
 _TRUNCATION = 1e-13
@@ -19,6 +20,7 @@ _TRUNCATION = 1e-13
 _FARTHEST = 7.0
 
 
+@metric(MetricSpec(name="mmd_prior", section=Section.PRIOR, direction=LOWER, position=10, domains=("points",)))
 def mmd_prior(evaluation: EvaluationSet) -> list[MetricValue]:
     """`mmd_prior`: sqrt(max(0, squared MMD)) of the N true points and N draws from the method's prior, mean over S repetitions.
 
@@ -43,6 +45,7 @@ def mmd_prior(evaluation: EvaluationSet) -> list[MetricValue]:
     return [MetricValue(name="mmd_prior", value=float(values.mean()), low=low, high=high, n=n, settings=settings)]
 
 
+@metric(MetricSpec(name="sacc_prior", section=Section.PRIOR, direction=HIGHER, position=20, domains=("points",)))
 def sacc_prior(evaluation: EvaluationSet) -> list[MetricValue]:
     """`sacc_prior`: share of the draws from the method's prior that lie inside the true prior's support (VFM B.1)."""
     draws = evaluation.prior_points()

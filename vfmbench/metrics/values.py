@@ -1,16 +1,82 @@
-"""How metrics build their `MetricValue`s: means over images with an interval, and missing values with a reason."""
+"""What a metric gives, and how it is built: means over images with an interval, and missing values with a reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.interfaces import FeatureSpace, MetricValue, PerceptualDistance
+from vfmbench.interfaces import FeatureSpace, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.results.schema import MetricResult, MetricRow, MetricSpec
 from vfmbench.results.statistics import Interval, Values, mean_interval
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One number that a metric gives.
+
+    Attributes:
+        name: as its specification has it, with the feature space behind an @.
+        value: None if it could not be computed; `reason` then says why.
+        low, high: 95 % interval.
+        n: number of images it was computed from.
+        target: the number that is best, where the specification's direction leaves that to each value.
+        per_image: the values that `value` is the mean of, float64 [n], for paired comparisons.
+        broken: `reason` is an error other than a lack of data or weights, so that the next run tries again.
+        replicates: for a statistic of the whole set, its values on bootstrap resamples, float64 [R], for paired comparisons:
+            every run of n images is resampled alike.
+        curves: what each image adds to a curve that belongs to the metric, float64 [n,k], for figures.
+    """
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    feature_space: str | None = None
+    feature_weights_sha256: str | None = None
+    settings: str = ""
+    reason: str | None = None
+    broken: bool = False
+    target: float | None = None
+    per_image: Tensor | None = field(default=None, compare=False, repr=False)
+    replicates: Tensor | None = field(default=None, compare=False, repr=False)
+    curves: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def stored(self, metric: str, spec: MetricSpec, source_sha256: str | None = None) -> MetricResult:
+        """What is stored of it.
+
+        Args:
+            metric: registered name of what gave it.
+            source_sha256: as in `MetricRow`.
+        """
+        row = MetricRow(
+            name=self.name,
+            metric=metric,
+            value=self.value,
+            low=self.low,
+            high=self.high,
+            n=self.n,
+            feature_space=self.feature_space,
+            feature_weights_sha256=self.feature_weights_sha256,
+            settings=self.settings,
+            reason=self.reason,
+            broken=self.broken,
+            target=self.target,
+            source_sha256=source_sha256,
+            spec=spec,
+        )
+        return MetricResult(row, *(_array(table) for table in (self.per_image, self.replicates, self.curves)))
+
+
+def _array(table: Tensor | None) -> NDArray[np.float64] | None:
+    return None if table is None else table.double().cpu().numpy()
 
 
 def mean_value(

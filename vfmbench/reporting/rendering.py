@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -11,7 +11,8 @@ from rich.text import Text
 
 from vfmbench.errors import Status
 from vfmbench.reporting.columns import Column, ColumnTable
-from vfmbench.results.comparison import Cell, Comparison, Entry, MetricRow
+from vfmbench.results.comparison import Cell, Comparison, ComparisonRow, Entry
+from vfmbench.results.schema import COST
 from vfmbench.results.statistics import FEWEST_IMAGES
 
 _LATEX_SPECIAL = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
@@ -127,8 +128,9 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
 
 
 def _cell_document(cell: Cell) -> dict[str, Any]:
-    facts: Mapping[str, Any] = cell.row or {}
-    content = {key: facts.get(key) for key in ("value", "low", "high", "n", "settings", "reason")} | {"best": cell.best}
+    facts = ("value", "low", "high", "n", "settings", "reason")
+    content: dict[str, Any] = dict.fromkeys(facts) if cell.row is None else cell.row.model_dump(include=set(facts))
+    content["best"] = cell.best
     if cell.difference is not None:
         low, high = cell.difference.interval()
         content["to_reference"] = {
@@ -141,7 +143,7 @@ def _cell_document(cell: Cell) -> dict[str, Any]:
     return content
 
 
-def _text(entry: Entry, cell: Cell, row: MetricRow) -> Text:
+def _text(entry: Entry, cell: Cell, row: ComparisonRow) -> Text:
     star = "*" if cell.best else " "
     text = f"{_cell(entry, cell)} {star}{cell.sign or ' '}" if _marked(row) else _cell(entry, cell)
     return Text(text, style="bold" if cell.best else "")
@@ -151,23 +153,23 @@ def _cell(entry: Entry, cell: Cell) -> str:
     if entry.run is None:
         return entry.status.value
     row = cell.row
-    if row is None or row["value"] is None:
+    if row is None or row.value is None:
         return Status.MISSING.value
-    text = value_text(row["value"], row["low"], row["high"])
+    text = value_text(row.value, row.low, row.high)
     planned = entry.run.identity["num_images"]
     # Costs are means over batches.
-    return f"{text} ({row['n']}/{planned})" if row["metric"] != "cost" and row["n"] < planned else text
+    return f"{text} ({row.n}/{planned})" if row.metric != COST and row.n < planned else text
 
 
-def _texts(comparison: Comparison, row: MetricRow) -> list[tuple[Cell, str]]:
+def _texts(comparison: Comparison, row: ComparisonRow) -> list[tuple[Cell, str]]:
     return [(cell, _cell(entry, cell)) for entry, cell in zip(comparison.entries, row.cells, strict=True)]
 
 
-def _marked(row: MetricRow) -> bool:
+def _marked(row: ComparisonRow) -> bool:
     return any(cell.best or cell.sign for cell in row.cells)
 
 
-def _arrow(row: MetricRow) -> str:
+def _arrow(row: ComparisonRow) -> str:
     return str(row.direction or "")
 
 

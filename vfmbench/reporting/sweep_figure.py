@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from vfmbench.errors import UserError
-from vfmbench.metrics.directions import direction
 from vfmbench.reporting.drawing import DASHES, panels, picture_path, wrapped
 from vfmbench.reporting.sweep_table import (
     Line,
@@ -46,7 +45,8 @@ def sweep_figure(
     for x or for the metric (failed runs, methods without the option) are left out.
 
     Args:
-        table: a CSV file with a row for each run; an interval of a metric stands in `<metric>_low` and `<metric>_high`.
+        table: a CSV file with a row for each run; an interval of a metric stands in `<metric>_low` and `<metric>_high`, and
+            which way it is better in `<metric>_direction`.
         x, metrics, by: columns, by their names or by what follows the last dot of those, `tau` for `train.tau`.
         references: run directories whose metrics become horizontal lines, such as an exact posterior's.
         out: by default `<table>-<x>.png` beside the table.
@@ -66,7 +66,9 @@ def sweep_figure(
     lines = {column: lines_of(content, x_column, column, groups) for column in columns}
     if not any(lines.values()):
         raise UserError(f"No row of {table} has numbers for both {x_column} and {', '.join(columns)}.")
-    _draw(_title(table, content, x_column), x_column, lines, _reference_values(references, columns), path)
+    known = {column: f"{column}_direction" for column in columns if f"{column}_direction" in content}
+    arrows = {column: content[name].dropna().unique().tolist() for column, name in known.items()}
+    _draw(_title(table, content, x_column), x_column, lines, arrows, _reference_values(references, columns), path)
     return path
 
 
@@ -77,8 +79,8 @@ def _reference_values(references: Sequence[Path], metrics: Sequence[str]) -> dic
         raise UserError(f"--reference: at most {_MOST_REFERENCES} runs, not {len(runs)}.")
     values = {}
     for heading, run in zip(training_labels(runs), runs, strict=True):
-        own = {name: run.metrics[name]["value"] for name in metrics if name in run.metrics}
-        own = {name: value for name, value in own.items() if value is not None}
+        rows = [run.metrics[name] for name in metrics if name in run.metrics]
+        own = {row.name: row.value for row in rows if row.value is not None}
         if not own:
             raise UserError(f"--reference: {run.store.directory} has none of the metrics {', '.join(metrics)}.")
         values[heading] = own
@@ -97,7 +99,12 @@ def _title(table: Path, content: pd.DataFrame, x: str) -> str:
 
 
 def _draw(
-    title: str, x: str, lines: Mapping[str, Sequence[Line]], references: Mapping[str, Mapping[str, float]], path: Path
+    title: str,
+    x: str,
+    lines: Mapping[str, Sequence[Line]],
+    arrows: Mapping[str, Sequence[str]],
+    references: Mapping[str, Mapping[str, float]],
+    path: Path,
 ) -> None:
     from matplotlib import pyplot
 
@@ -123,8 +130,7 @@ def _draw(
             found = pd.concat([line.rows["x"] for line in several]) if several else pd.Series([1.0])
             if found.min() > 0 and found.max() / found.min() >= _LOG_FROM_RATIO:
                 axis.set_xscale("log")
-            way = direction(metric, 0)
-            axis.set_title(f"{metric} {way}" if way is not None else metric, fontsize=9)
+            axis.set_title(" ".join([metric, *arrows.get(metric, ())]), fontsize=9)
             axis.set_xlabel(short_name(x), fontsize=9)
             axis.tick_params(labelsize=8)
             axis.grid(alpha=0.25, linewidth=0.6)

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vfmbench.errors import Status
-from vfmbench.metrics.directions import position
+from vfmbench.results.schema import MetricRow
 from vfmbench.running.bench import Cost
-from vfmbench.running.cost import OCCASIONAL
 from vfmbench.running.runner import Run
 from vfmbench.running.scoring import FolderScores
 
@@ -48,7 +47,7 @@ def run_document(run: Run) -> dict[str, Any]:
         "directory": str(run.results().directory),
         "hash": run.results().config()["hash"],
         "identity": run.results().config()["identity"],
-        "metrics": run.results().metrics(),
+        "metrics": [row.model_dump(mode="json") for row in run.results().metrics()],
         "cost": run.cost(),
     }
 
@@ -66,7 +65,7 @@ def folder_document(scores: FolderScores) -> dict[str, Any]:
         "reference": str(scores.reference),
         "num_images": scores.num_images,
         "samples_of_an_image": scores.num_samples,
-        "metrics": scores.rows,
+        "metrics": [row.model_dump(mode="json") for row in scores.rows],
     }
 
 
@@ -75,29 +74,27 @@ def folder_table(scores: FolderScores) -> Table:
     return _metrics_table(f"{scores.samples} against {scores.reference}: {counts}", scores.rows)
 
 
-def missing_reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def missing_reasons(rows: Iterable[MetricRow]) -> list[str]:
     """A line for each reason why metrics are missing, to be printed below their table."""
     names: dict[str, list[str]] = {}
     for row in rows:
-        if row["value"] is None:
-            names.setdefault(row["reason"], []).append(row["name"])
+        if row.value is None:
+            names.setdefault(row.reason or "", []).append(row.name)
     return [f"{Status.MISSING}: {', '.join(metrics)}: {reason}" for reason, metrics in names.items()]
 
 
-def _metrics_table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
+def _metrics_table(title: str, rows: Iterable[MetricRow]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for heading in ("value", "95 % interval", "n"):
         table.add_column(heading, justify="right", no_wrap=True)
     # The only column that gives way, to a narrow terminal and everywhere to its length; metrics.json has the settings whole.
     table.add_column("settings", max_width=_SETTINGS_WIDTH)
-    for row in sorted(rows, key=lambda row: position(row["name"])):
-        # What is missing, and why, stands below the table: see `missing_reasons`.
-        if row["value"] is None or (row["name"] in OCCASIONAL and row["value"] == 0):
-            continue
-        interval = "" if row["low"] is None else f"{_number(row['low'])} .. {_number(row['high'])}"
-        settings = Text(_warnings_first(row["settings"]), no_wrap=True, overflow="ellipsis")
-        table.add_row(row["name"], _number(row["value"]), interval, str(row["n"]), settings)
+    # What is missing, and why, stands below the table: see `missing_reasons`.
+    for row in sorted((row for row in rows if row.has_row), key=lambda row: row.place):
+        interval = "" if row.low is None else f"{_number(row.low)} .. {_number(row.high)}"
+        settings = Text(_warnings_first(row.settings), no_wrap=True, overflow="ellipsis")
+        table.add_row(row.name, _number(row.value), interval, str(row.n), settings)
     return table
 
 

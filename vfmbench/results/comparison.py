@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vfmbench.errors import Status, UserError
-from vfmbench.metrics.directions import Direction, base_name, direction, position
 from vfmbench.results.notes import measurement_notes, missing_notes, warning_notes
+from vfmbench.results.schema import Direction, MetricRow
 from vfmbench.results.statistics import (
     FEWEST_IMAGES,
     Interval,
@@ -23,12 +22,8 @@ from vfmbench.results.statistics import (
     paired_set_difference,
 )
 from vfmbench.results.stored import StoredRun, by_image_set, find_runs, labels
-from vfmbench.running.cost import OCCASIONAL
 
 LEVEL = 0.05
-
-# Too small by the likeness of an image and its own sample, which `mmd_paired` and `kid_paired` leave out.
-_LEFT_OUT = ("mmd", "kid")
 
 
 @dataclass(frozen=True)
@@ -85,14 +80,14 @@ class Cell:
         difference: to the reference; None where they were not compared.
     """
 
-    row: Mapping[str, Any] | None
+    row: MetricRow | None
     best: bool = False
     sign: str = ""
     difference: Difference | None = None
 
 
 @dataclass(frozen=True)
-class MetricRow:
+class ComparisonRow:
     name: str
     direction: Direction | None
     cells: list[Cell]
@@ -104,7 +99,7 @@ class Comparison:
 
     title: str
     entries: list[Entry]
-    rows: list[MetricRow]
+    rows: list[ComparisonRow]
     reference: str | None
     notes: list[str]
 
@@ -154,11 +149,14 @@ def compare(title: str, entries: Sequence[Entry], reference: str | None = None) 
     runs = {entry.heading: entry.run for entry in entries if entry.run is not None}
     if reference is not None and reference not in runs:
         reference = None
-    names = dict.fromkeys(name for run in runs.values() for name, row in run.metrics.items() if row["value"] is not None)
-    wanted = sorted((name for name in names if _has_row(name, runs.values())), key=position)
-    directions = {name: _direction(name, runs.values()) for name in wanted}
-    mixed = [name for name in wanted if len({_feature_weights(name, run) for run in runs.values() if name in run.metrics}) > 1]
-    directions |= dict.fromkeys(mixed)
+    computed: dict[str, list[MetricRow]] = {}
+    for row in (row for run in runs.values() for row in run.metrics.values() if row.value is not None):
+        computed.setdefault(row.name, []).append(row)
+    wanted = {name: rows for name, rows in computed.items() if any(row.spec.compared and row.has_row for row in rows)}
+    wanted = dict(sorted(wanted.items(), key=lambda item: item[1][0].place))
+    other_weights = [name for name, rows in wanted.items() if _differ(row.feature_weights_sha256 for row in rows)]
+    other_versions = [name for name, rows in wanted.items() if _differ((row.spec, row.source_sha256) for row in rows)]
+    directions = {name: rows[0].direction for name, rows in wanted.items()} | dict.fromkeys(other_weights + other_versions)
     to_best = {name: _against_best(name, directions[name], runs) for name in wanted}
     to_reference = {name: _against(name, directions[name], runs, reference) for name in wanted}
     _test([*to_best.values(), *to_reference.values()])
@@ -175,25 +173,16 @@ def compare(title: str, entries: Sequence[Entry], reference: str | None = None) 
                     difference=difference,
                 )
             )
-        rows.append(MetricRow(name, directions[name], cells))
+        rows.append(ComparisonRow(name, directions[name], cells))
     notes = [f"{entry.heading}: {entry.note}" for entry in entries if entry.note]
-    notes += [f"{', '.join(mixed)}: computed with different feature weights, and so not compared"] if mixed else []
-    notes += warning_notes(runs, wanted) + missing_notes(runs, names) + measurement_notes(runs)
+    differing = {"with different feature weights": other_weights, "by different versions of the metric": other_versions}
+    notes += [f"{', '.join(names)}: computed {what}, and so not compared" for what, names in differing.items() if names]
+    notes += warning_notes(runs, list(wanted)) + missing_notes(runs, computed) + measurement_notes(runs)
     return Comparison(title, list(entries), rows, reference, notes)
 
 
-def _has_row(name: str, runs: Iterable[StoredRun]) -> bool:
-    if name in OCCASIONAL:
-        return any(run.metrics.get(name, {}).get("value") for run in runs)
-    return base_name(name) not in _LEFT_OUT
-
-
-def _feature_weights(name: str, run: StoredRun) -> str | None:
-    return run.metrics[name]["feature_weights_sha256"]
-
-
-def _direction(name: str, runs: Iterable[StoredRun]) -> Direction | None:
-    return direction(name, next(iter(runs)).identity["samples"])
+def _differ(facts: Iterable[object]) -> bool:
+    return len(set(facts)) > 1
 
 
 def _against_best(name: str, better: Direction | None, runs: Mapping[str, StoredRun]) -> dict[str, Difference]:
@@ -202,15 +191,15 @@ def _against_best(name: str, better: Direction | None, runs: Mapping[str, Stored
     present = {heading: score for heading, score in scores.items() if score is not None}
     if better is None or len(present) < 2:
         return {}
-    best = (max if better.higher else min)(present, key=present.__getitem__)
+    best = (max if better.kind == "higher" else min)(present, key=present.__getitem__)
     differences = _against(name, better, runs, best)
     # Without a test of anything, "the best" would say that the others are worse.
     return {best: Difference(0.0, corrected=1.0), **differences} if differences else {}
 
 
 def _score(name: str, better: Direction | None, run: StoredRun) -> float | None:
-    value = run.metrics.get(name, {}).get("value")
-    return None if value is None or better is None else float(better.score(value))
+    row = run.metrics.get(name)
+    return None if row is None or row.value is None or better is None else better.score(row.value)
 
 
 def _against(name: str, better: Direction | None, runs: Mapping[str, StoredRun], other: str | None) -> dict[str, Difference]:
@@ -241,7 +230,7 @@ def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Dif
     same_images = a.per_image.index.equals(b.per_image.index)
     if name in a.replicates and name in b.replicates and same_images:
         x, y = (run.replicates[name].to_numpy() for run in (a, b))
-        first, second = (run.metrics[name]["value"] for run in (a, b))
+        first, second = (run.metrics[name].value for run in (a, b))
         if first is None or second is None:
             return None
         result = paired_set_difference(first, second, x, y, len(a.per_image), better.target)

@@ -18,8 +18,8 @@ def missing_notes(runs: Mapping[str, StoredRun], present: Collection[str]) -> li
     reasons: dict[str, list[str]] = {}
     for run in runs.values():
         for name, row in run.metrics.items():
-            if name not in present and name not in reasons.setdefault(row["reason"], []):
-                reasons[row["reason"]].append(name)
+            if name not in present and name not in reasons.setdefault(row.reason or "", []):
+                reasons[row.reason or ""].append(name)
     return [f"{Status.MISSING}: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
@@ -30,7 +30,7 @@ def warning_notes(runs: Mapping[str, StoredRun], shown: Sequence[str]) -> list[s
         rows = {heading: run.metrics[name] for heading, run in runs.items() if name in run.metrics}
         headings: dict[str, list[str]] = {}
         for heading, row in rows.items():
-            for warning in _WARNING.findall(row["settings"]):
+            for warning in _WARNING.findall(row.settings):
                 headings.setdefault(warning, []).append(heading)
         for warning, warned in headings.items():
             whose = "" if len(warned) == len(rows) else f" ({', '.join(warned)})"

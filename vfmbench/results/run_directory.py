@@ -8,11 +8,9 @@ tables are compiled from the shards (`vfmbench.running.shards`). Reading and wri
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +21,12 @@ import yaml
 from vfmbench.config import RunIdentity
 from vfmbench.errors import UserError
 from vfmbench.files import locked_directory, replace_file
+from vfmbench.results.schema import SCHEMA_VERSION, MetricResult, MetricRow, UnreadableMetrics, metrics_json, read_metrics
 
 if TYPE_CHECKING:
-    from vfmbench.interfaces import Dataset, MetricValue
+    from vfmbench.interfaces import Dataset
 
-SCHEMA_VERSION = 2
-
-
-def metric_row(metric: str, value: MetricValue) -> dict[str, Any]:
-    """One entry of metrics.json; `metric` is the registered name of what computed it."""
-    row = {"metric": metric, **asdict(value)}
-    del row["per_image"], row["replicates"], row["curves"]
-    # JSON has no infinity; such a value carries its explanation in `reason`.
-    return {key: None if isinstance(entry, float) and not math.isfinite(entry) else entry for key, entry in row.items()}
+_METRICS = "metrics.json"
 
 
 class RunStore:
@@ -129,39 +120,38 @@ class RunStore:
         name = "metrics_per_image.parquet"
         return self.read_table(name)["index"].tolist() if (self.directory / name).exists() else []
 
-    def write_metrics(self, values: Mapping[str, list[MetricValue]], index: list[int]) -> None:
+    def write_metrics(self, results: Sequence[MetricResult], index: list[int]) -> None:
         """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images), metrics_replicates.parquet
         (a column per statistic of the whole set, its bootstrap replicates) and metrics_curves.parquet (a column per metric with
         a curve, a list of numbers for each image).
 
         Args:
-            values: by the name of the metric that gave them.
+            results: all that one or several metrics gave.
             index: position of each image they were computed from. What other metrics stored earlier stays in place if it is of
                 the same images, and is dropped if not.
         """
         keep = self.scored() == index
-        kept = [row for row in self.metrics() if row["metric"] not in values] if keep else []
-        rows = [metric_row(metric, value) for metric, several in values.items() for value in several]
-        flat = [value for several in values.values() for value in several]
-        per_image = {value.name: value.per_image.numpy() for value in flat if value.per_image is not None}
+        replaced = {result.row.metric for result in results}
+        kept = [row for row in self.readable_metrics() if row.metric not in replaced] if keep else []
+        per_image = {result.row.name: result.per_image for result in results if result.per_image is not None}
         # A metric of the first images only has no values for the others.
         per_image = {
             name: np.pad(column, (0, len(index) - len(column)), constant_values=np.nan) for name, column in per_image.items()
         }
-        replicates = {value.name: value.replicates.numpy() for value in flat if value.replicates is not None}
-        curves = {value.name: list(value.curves.numpy()) for value in flat if value.curves is not None}
+        replicates = {result.row.name: result.replicates for result in results if result.replicates is not None}
+        curves = {result.row.name: list(result.curves) for result in results if result.curves is not None}
         tables = {
             "metrics_curves.parquet": pd.DataFrame(curves),
             "metrics_per_image.parquet": pd.DataFrame({"index": index, **per_image}),
             "metrics_replicates.parquet": pd.DataFrame(replicates),
         }
-        names = {row["name"] for row in kept}
+        names = {row.name for row in kept}
         for file, table in tables.items():
             if keep and (self.directory / file).exists():
                 earlier = self.read_table(file)
                 table = pd.concat([table, earlier[[name for name in earlier if name in names]]], axis=1)
             self.write_table(file, table)
-        self.write_json("metrics.json", {"schema_version": SCHEMA_VERSION, "metrics": kept + rows})
+        replace_file(self.directory / _METRICS, metrics_json([*kept, *(result.row for result in results)]))
 
     def read_table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.directory / name)
@@ -169,9 +159,16 @@ class RunStore:
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         replace_file(self.directory / name, lambda path: table.to_parquet(path, index=False))
 
-    def metrics(self) -> list[dict[str, Any]]:
-        path = self.directory / "metrics.json"
-        return json.loads(path.read_text())["metrics"] if path.exists() else []
+    def metrics(self) -> list[MetricRow]:
+        """Raises UnreadableMetrics."""
+        return read_metrics(self.directory / _METRICS)
+
+    def readable_metrics(self) -> list[MetricRow]:
+        """As `metrics`, but none where they cannot be read and have to be computed again."""
+        try:
+            return self.metrics()
+        except UnreadableMetrics:
+            return []
 
     def write_json(self, name: str, content: Any) -> None:
         replace_file(self.directory / name, json.dumps(content, indent=1, default=str).encode())

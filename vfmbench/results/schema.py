@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,10 @@ SCHEMA_VERSION = 2
 METRICS_VERSION = 3
 """Layout of metrics.json. Metrics in another one are computed again from the samples."""
 
-Domain = Literal["images", "points"]
+COST = "cost"
+"""What stands for the name of a metric where a row is of what sampling cost."""
+
+DomainName = Literal["images", "points"]
 
 
 class Section(StrEnum):
@@ -104,7 +107,7 @@ class MetricSpec(_Stored):
     section: Section = Section.OTHER
     direction: Direction | None = None
     position: int = 1000
-    domains: tuple[Domain, ...] = ("images", "points")
+    domains: tuple[DomainName, ...] = ("images", "points")
     needs_run: bool = False
     compared: bool = True
     occasional: bool = False
@@ -124,7 +127,7 @@ class MetricRow(_Stored):
 
     Attributes:
         name: with the feature space, as in `crps@pixel`.
-        metric: registered name of what computed it; "cost" for what sampling cost.
+        metric: registered name of what computed it, or `COST`.
         value: None if it could not be computed; `reason` then says why.
         low, high: 95 % interval.
         n: number of images (of costs: batches) it was computed from.
@@ -150,13 +153,19 @@ class MetricRow(_Stored):
 
     @property
     def direction(self) -> Direction | None:
-        """Which way the number is better."""
-        return self.spec.direction if self.target is None else towards(self.target)
+        """Which way the number is better; None too for one whose target is not known."""
+        found = self.spec.direction if self.target is None else towards(self.target)
+        return None if found is not None and found.kind == "target" and found.target is None else found
 
     @property
     def has_row(self) -> bool:
         """Whether there is a number to show in a table of one run."""
         return self.value is not None and not (self.spec.occasional and self.value == 0)
+
+    def flat(self) -> dict[str, Any]:
+        """A row of a data frame: the row and its specification side by side, the direction as an arrow."""
+        spec = self.spec.model_dump(mode="json", exclude={"name", "direction"})
+        return {**self.model_dump(mode="json", exclude={"spec"}), "direction": str(self.direction or ""), **spec}
 
     @property
     def place(self) -> tuple[int, int]:
@@ -181,8 +190,8 @@ class MetricResult:
     curves: NDArray[np.float64] | None = None
 
 
-class OutdatedMetrics(UserError):
-    """metrics.json is of another version of this program."""
+class UnreadableMetrics(UserError):
+    """metrics.json is damaged, or of another version of this program."""
 
 
 class _File(_Stored):
@@ -199,18 +208,17 @@ def read_metrics(path: Path) -> list[MetricRow]:
     """Rows of a metrics.json; none if there is no such file.
 
     Raises:
-        OutdatedMetrics: it was written in another layout.
-        UserError: it is damaged.
+        UnreadableMetrics: it was written in another layout, or is damaged.
     """
     if not path.exists():
         return []
     try:
         content = json.loads(path.read_text())
         if content["schema_version"] != METRICS_VERSION:
-            raise OutdatedMetrics(
+            raise UnreadableMetrics(
                 f"{path} was written by another version of vfmbench (layout {content['schema_version']}, this one reads "
                 f"{METRICS_VERSION}); `vfmbench metrics {path.parent}` computes the metrics again from the stored samples."
             )
         return _File.model_validate(content).metrics
     except (ValueError, KeyError, TypeError, ValidationError):
-        raise UserError(f"{path} is damaged; `vfmbench metrics {path.parent}` computes the metrics again.") from None
+        raise UnreadableMetrics(f"{path} is damaged; `vfmbench metrics {path.parent}` computes the metrics again.") from None

@@ -14,7 +14,8 @@ import yaml
 from numpy.typing import NDArray
 
 from vfmbench.errors import Status, UserError, unknown_name
-from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.schema import SCHEMA_VERSION, MetricRow
 
 _METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256", "precision")
 _HASH_DIGITS = 6
@@ -58,9 +59,9 @@ class StoredRun:
         return facts.get("error") or facts.get("note", "")
 
     @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Rows of metrics.json by name."""
-        return {row["name"]: row for row in self.store.metrics()}
+    def metrics(self) -> dict[str, MetricRow]:
+        """Rows of metrics.json by name. Raises UnreadableMetrics."""
+        return {row.name: row for row in self.store.metrics()}
 
     @cached_property
     def per_image(self) -> pd.DataFrame:

@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import pandas as pd
 import torch
 
-from vfmbench.interfaces import MetricValue
 from vfmbench.metrics.values import mean_value
 from vfmbench.models.metering import KINDS, Meter
+from vfmbench.results.schema import COST, MetricResult, MetricRow, MetricSpec, Section
 
-# Evaluations that only some methods and suites make: tables leave out those that none of their runs made.
-OCCASIONAL = tuple(kind for kind in KINDS if not kind.startswith("network"))
+_COLUMNS = {
+    "nfe": "network_forwards",
+    **{kind: kind for kind in KINDS if kind != "network_forwards"},
+    "seconds_per_sample": "seconds",
+}
+
+
+def _spec(name: str, position: int, occasional: bool = False) -> MetricSpec:
+    return MetricSpec(name=name, section=Section.COST, position=position, needs_run=True, occasional=occasional)
+
+
+# Only some methods and suites evaluate anything but the network.
+COST_SPECS = {
+    spec.name: spec
+    for spec in (
+        _spec("nfe", 10),
+        _spec("network_vjps", 20),
+        *(_spec(kind, 30, occasional=True) for kind in KINDS if not kind.startswith("network")),
+        _spec("seconds_per_sample", 40),
+        _spec("effective_samples", 50),
+    )
+}
 
 
 @contextmanager
@@ -51,22 +71,23 @@ def _batches(records: pd.DataFrame) -> pd.DataFrame:
     return warm if len(warm) else batches
 
 
-def cost_metrics(records: pd.DataFrame) -> list[MetricValue]:
+def costs_current(rows: Iterable[MetricRow]) -> bool:
+    """Whether none of the rows is a cost of another version than `cost_metrics` gives."""
+    return all(row.spec == COST_SPECS.get(row.name) for row in rows if row.metric == COST)
+
+
+def cost_metrics(records: pd.DataFrame) -> list[MetricResult]:
     """`nfe` (network forwards), the other kinds of evaluations and `seconds_per_sample`, with intervals over batches."""
     settings = "n counts batches; a process's first batch is left out if there are others"
     batches = _batches(records)
-    columns = {"nfe": "network_forwards"} | {kind: kind for kind in KINDS if kind != "network_forwards"}
-    values = [
-        mean_value(name, torch.tensor(batches[column].to_numpy()), settings)
-        for name, column in {**columns, "seconds_per_sample": "seconds"}.items()
-    ]
+    values = [mean_value(name, torch.tensor(batches[column].to_numpy()), settings) for name, column in _COLUMNS.items()]
     drawn = records.dropna(subset=["effective_samples"]).drop_duplicates("index")
     effective = torch.tensor(drawn["effective_samples"].to_numpy())
     samples = records["sample"].max() + 1
     if (effective != samples).any():
         settings = f"independent draws that an image's {samples} samples are worth, by the method's own estimate"
         values.append(mean_value("effective_samples", effective, settings))
-    return values
+    return [value.stored(COST, COST_SPECS[value.name]) for value in values]
 
 
 def summarise(records: pd.DataFrame) -> dict[str, float]:

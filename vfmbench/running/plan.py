@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,11 +15,11 @@ from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, RunOp
 from vfmbench.errors import MissingError, UserError, about, unknown_name
 from vfmbench.interfaces import Dataset, Sampler, Suite, Task
 from vfmbench.measurement import Measurement
-from vfmbench.metrics.compute import metrics_of_images
+from vfmbench.metrics.compute import chosen_metrics, default_metrics
+from vfmbench.metrics.metric import Metric
 from vfmbench.models.execution import Execution, with_execution
 from vfmbench.options import Options, dump, validate
-from vfmbench.registry import load_suite, samplers
-from vfmbench.registry import metrics as metric_registry
+from vfmbench.registry import foreign_source_sha256, load_suite, samplers
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.evaluating import measured
 
@@ -59,7 +57,7 @@ class Plan:
     dataset: Dataset
     sampler_class: type[Sampler]
     options: Options
-    metric_names: list[str]
+    metrics: Mapping[str, Metric]
     device: torch.device
     batch_size: int
     fresh: bool
@@ -104,12 +102,9 @@ def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False)
     options = validate(sampler_class.Options, chosen, "method.")
     if "label" in config.options.get("method", {}) and not suite.num_classes:
         raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.", "method.label")
-    metric_names = list(suite.metric_names) or metrics_of_images(metric_registry.names())
-    if config.metrics is not None:
-        metric_names = list(config.metrics)
+    usual = suite.metric_names or default_metrics(suite.domain)
     with about("metrics"):
-        for name in metric_names:
-            metric_registry.get(name)
+        metrics = chosen_metrics(usual if config.metrics is None else config.metrics)
     device = torch.device("cpu") if elsewhere else choose_device(config.device)
     execution = Execution(config.precision, config.compile)
     with about("precision"):
@@ -147,7 +142,7 @@ def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False)
         dataset=dataset,
         sampler_class=sampler_class,
         options=options,
-        metric_names=metric_names,
+        metrics=metrics,
         device=device,
         batch_size=config.batch_size or suite.batch_size,
         fresh=config.fresh,
@@ -203,9 +198,5 @@ def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: 
 
 def _plugin_hashes(*classes: type) -> dict[str, str]:
     """SHA-256 of the source files of classes from outside this package: their code has no version that we know."""
-    hashes = {}
-    for cls in classes:
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        if file and not cls.__module__.startswith("vfmbench."):
-            hashes[cls.__qualname__] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return hashes
+    hashes = {cls.__qualname__: foreign_source_sha256(cls.__module__) for cls in classes}
+    return {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}

@@ -14,12 +14,11 @@ import pandas as pd
 from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import Sampler
-from vfmbench.metrics.compute import compute_metrics
+from vfmbench.metrics.compute import compute_metrics, stale_metrics
 from vfmbench.models.execution import execution_of
 from vfmbench.provenance import environment, now
-from vfmbench.registry import metrics as metric_registry
 from vfmbench.results.run_directory import RunStore
-from vfmbench.running.cost import cost_metrics, summarise
+from vfmbench.running.cost import cost_metrics, costs_current, summarise
 from vfmbench.running.evaluating import MetricNetworks, metric_networks, stored_evaluation
 from vfmbench.running.plan import Plan, plan
 from vfmbench.running.sampling import Progress, sample_images
@@ -43,8 +42,8 @@ class Run:
         return self.store
 
     def metrics(self) -> pd.DataFrame:
-        """A row per metric: value, low, high, n, feature_space, settings, reason."""
-        return pd.DataFrame(self.results().metrics())
+        """A row per metric: name, value, low, high, n, section, direction, feature_space, settings, reason, ..."""
+        return pd.DataFrame([row.flat() for row in self.results().metrics()])
 
     def cost(self) -> dict[str, float]:
         """Means per sample: evaluations, seconds, network_seconds, overhead; peak_memory_bytes."""
@@ -71,9 +70,9 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
         finished = Shards(store.directory).finished()
         todo = [index for index in range(plan.identity.num_images) if index not in finished]
         # Metrics of a part of the images, from before the run went on, are all stale.
-        current = store.metrics() if not todo and store.scored() == Shards(store.directory).evaluable() else []
-        names = stale_metrics(plan.metric_names, current, networks)
-        if todo or names or store.provenance().get("status") != Status.DONE:
+        current = store.readable_metrics() if not todo and store.scored() == Shards(store.directory).evaluable() else []
+        names = stale_metrics(plan.metrics, current, networks)
+        if todo or names or not costs_current(current) or store.provenance().get("status") != Status.DONE:
             with logging_to(store.directory / "log.txt"):
                 note = _work(plan, sampler, networks, todo, names, note, progress or (lambda done, total: None))
     return Run(store, Status.DONE, note)
@@ -128,8 +127,8 @@ def _work(
         records = compile_tables(store, identity)
         note = facts["note"] = _joined(note, _diverged(records))
         evaluation, index = stored_evaluation(store, plan.suite, plan.task, plan.dataset, identity, records, networks)
-        values = {name: compute_metrics(evaluation, {name: metric_registry.get(name)}) for name in names}
-        store.write_metrics({**values, "cost": cost_metrics(records)}, index)
+        results = compute_metrics(evaluation, {name: plan.metrics[name] for name in names})
+        store.write_metrics([*results, *cost_metrics(records)], index)
     except Exception as error:
         session["ended"] = now()
         store.write_provenance({**facts, "status": Status.FAILED, "error": f"{type(error).__name__}: {error}"})
@@ -156,21 +155,6 @@ def _diverged(records: pd.DataFrame) -> str:
     return (
         f"{len(broken)} of {len(records)} samples diverged; the {images} images that they belong to are left out of the metrics"
     )
-
-
-def stale_metrics(names: Sequence[str], rows: Sequence[dict[str, Any]], networks: MetricNetworks) -> list[str]:
-    """Those of the metrics that are not stored, that broke, or whose feature space is another one or has become available."""
-
-    def fresh(row: dict[str, Any]) -> bool:
-        if row.get("broken"):
-            return False
-        space = row["feature_space"]
-        current = None if space is None else getattr(networks.get(space), "weights_sha256", None)
-        return row["feature_weights_sha256"] == current
-
-    stored = {row["metric"] for row in rows}
-    stale = {row["metric"] for row in rows if not fresh(row)}
-    return [name for name in names if name not in stored or name in stale]
 
 
 @contextmanager

@@ -12,17 +12,18 @@ import torch
 import yaml
 
 from vfmbench.config import RunIdentity
+from vfmbench.domains import IMAGES
 from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import Dataset, Suite
-from vfmbench.metrics.compute import Metric, compute_metrics, metrics_of_images
+from vfmbench.metrics.compute import chosen_metrics, compute_metrics, default_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.features import EXTERNAL_SPACES, external_space
 from vfmbench.models.perceptual import NETS, perceptual_distance
 from vfmbench.options import validate
 from vfmbench.provenance import environment, now
 from vfmbench.registry import load_suite
-from vfmbench.registry import metrics as metric_registry
-from vfmbench.results.run_directory import SCHEMA_VERSION, RunStore, metric_row
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.schema import SCHEMA_VERSION, MetricRow
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
 from vfmbench.running.image_folders import read_pairs
@@ -31,9 +32,6 @@ from vfmbench.running.shards import Shards, compile_tables
 from vfmbench.weights.external import ExternalPaths
 
 LOG = logging.getLogger("vfmbench")
-
-# They read observations, likelihoods or labels.
-_NEED_A_RUN = ("classifier_agreement", "nlpd", "residual")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class FolderScores:
     reference: Path
     num_images: int
     num_samples: int
-    rows: list[dict[str, Any]]
+    rows: list[MetricRow]
 
 
 def score_run(
@@ -65,7 +63,7 @@ def score_run(
     store = RunStore(directory)
     identity = _identity(store)
     suite, dataset = _suite_of(identity, options)
-    chosen = _metrics(list(suite.metric_names) or metrics_of_images(metric_registry.names()) if metrics is None else metrics)
+    chosen = chosen_metrics(suite.metric_names or default_metrics(suite.domain) if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
         stored = len(Shards(store.directory).finished())
@@ -77,8 +75,7 @@ def score_run(
         # The task is only needed for what it measured; one from a user's file is not known any more.
         task = suite.task(identity.task, identity.task_options) if suite.prior is not None else None
         evaluation, index = stored_evaluation(store, suite, task, dataset, identity, records, networks)
-        values = {name: compute_metrics(evaluation, {name: metric}) for name, metric in chosen.items()}
-        store.write_metrics({**values, "cost": cost_metrics(records)}, index)
+        store.write_metrics([*compute_metrics(evaluation, chosen), *cost_metrics(records)], index)
         facts = store.provenance()
         sessions = [*facts.get("sessions", []), {**session, "ended": now()}]
         store.write_provenance({**facts, "sessions": sessions, "cost": summarise(records)})
@@ -105,8 +102,7 @@ def score_folders(
         MissingError: a feature space that was asked for has no weights.
         UserError: an unknown name, or folders that cannot be paired.
     """
-    everything = [name for name in metrics_of_images(metric_registry.names()) if name not in _NEED_A_RUN]
-    chosen = _metrics(everything if metrics is None else metrics)
+    chosen = chosen_metrics(default_metrics(IMAGES, without_run=True) if metrics is None else metrics)
     if features is None:
         spaces = load_or_reason(EXTERNAL_SPACES, lambda name: external_space(name, paths, device))
     else:
@@ -116,12 +112,8 @@ def score_folders(
     evaluation = EvaluationSet(
         truth=pairs.truth, samples=pairs.samples, feature_spaces=spaces, perceptual=distances, planned=len(pairs.truth)
     )
-    rows = [metric_row(name, value) for name, metric in chosen.items() for value in compute_metrics(evaluation, {name: metric})]
+    rows = [result.row for result in compute_metrics(evaluation, chosen)]
     return FolderScores(samples, reference, len(evaluation), evaluation.num_samples, rows)
-
-
-def _metrics(names: Sequence[str]) -> dict[str, Metric]:
-    return {name: metric_registry.get(name) for name in names}
 
 
 def _identity(store: RunStore) -> RunIdentity:

@@ -23,6 +23,7 @@ from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError, unknown_name
 from vfmbench.options import Options, validate
 from vfmbench.registry import load_plugin, load_suite
+from vfmbench.results.schema import COST
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
 from vfmbench.tuned import tuned_methods, write_tuned
@@ -173,10 +174,10 @@ def _run_trial(config: RunConfig) -> dict[str, Any]:
         if result.status != Status.DONE:
             return {"problem": result.note}
         store = result.results()
-        rows = [row for row in store.metrics() if row["value"] is not None]
-        left_out = [row["n"] for row in rows if row["metric"] != "cost" and row["n"] < (config.num_images or 0)]
+        rows = [row for row in store.metrics() if row.value is not None]
+        left_out = [row.n for row in rows if row.metric != COST and row.n < (config.num_images or 0)]
         return {
-            "values": {row["name"]: row["value"] for row in rows},
+            "values": {row.name: row.value for row in rows},
             "hash": store.config()["hash"],
             "problem": f"only {min(left_out)} of {config.num_images} images without a diverged sample" if left_out else "",
             # A trial may have been stored by an earlier version of the code.

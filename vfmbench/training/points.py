@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite, Task
-from vfmbench.metrics.compute import Metric, compute_metrics
+from vfmbench.metrics.compute import compute_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.exact import mmd_posterior, mode_error, sacc_posterior
+from vfmbench.metrics.metric import Metric
 from vfmbench.metrics.posterior import crps
 from vfmbench.metrics.prior import mmd_prior, sacc_prior
 from vfmbench.models.networks import flow_network
@@ -70,8 +71,8 @@ def exact_metrics(
         exact=None if suite.prior is None else suite.prior.posterior(measurement),
         planned=len(truth),
     )
-    values = compute_metrics(evaluation, _OF_PRIOR if adapter is None else {**_OF_PRIOR, **_OF_POSTERIOR})
-    return {value.name: value.value for value in values if value.value is not None}
+    results = compute_metrics(evaluation, _OF_PRIOR if adapter is None else {**_OF_PRIOR, **_OF_POSTERIOR})
+    return {result.row.name: result.row.value for result in results if result.row.value is not None}
 
 
 class PointFlowMatchingStage(Stage):
