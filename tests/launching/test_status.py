@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import stat
-import time
 
 import pytest
 
@@ -170,8 +169,8 @@ def test_a_sweep_that_was_never_started(sweep_of):
         status.rows(sweep_of(TEXT).record)
 
 
-def test_a_thousand_runs_are_read_quickly(sweep_of):
-    sweep = sweep_of(TEXT.replace("[0, 1]", "[" + ", ".join(map(str, range(1000))) + "]"))
+def test_every_run_of_many_has_a_row(sweep_of):
+    sweep = sweep_of(TEXT.replace("[0, 1]", str([*range(50)])))
     sweep.record.write_plan(sweep.jobs)
     metrics = {"metrics": [{"name": f"m{k}", "value": 1.0, "low": 0.0, "high": 2.0} for k in range(30)]}
     for job in sweep.jobs:
@@ -179,11 +178,9 @@ def test_a_thousand_runs_are_read_quickly(sweep_of):
         job.runs[0].directory.mkdir(parents=True)
         (job.runs[0].directory / "provenance.json").write_text(json.dumps({"status": "done"}))
         (job.runs[0].directory / "metrics.json").write_text(json.dumps(metrics))
-    start = time.process_time()
     rows = status.rows(sweep.record)
-    status.write_csv(sweep.record, rows)
-    assert time.process_time() - start < 2
-    assert {row["status"] for row in rows} == {"done"}
+    assert [row["seed"] for row in rows] == [*range(50)]
+    assert all(row["status"] == "done" and row["m29_high"] == 2.0 for row in rows)
 
 
 def test_slurms_programs_are_understood(tmp_path, monkeypatch):
