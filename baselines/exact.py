@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
 from vfmbench.errors import UserError
-from vfmbench.interfaces import Suite, Task
+from vfmbench.interfaces import Backbone, Sampler, Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
-from vfmbench.models.metering import Meter
 from vfmbench.options import SamplerOptions
 
 
-class ExactPosteriorSampler:
+class ExactPosteriorSampler(Sampler):
     """Independent draws from the posterior under `suite.prior`; no network runs."""
 
-    Options = SamplerOptions
-    weights = ()
-
-    def __init__(self, suite: Suite, options: SamplerOptions, device: torch.device):
+    def __init__(self, suite: Suite, options: SamplerOptions, backbone: Backbone):
+        super().__init__(suite, options, backbone)
         if suite.prior is None:
             raise UserError(f"The posterior is not known in the suite {suite.name}.")
         self._prior = suite.prior
-        self.meter = Meter(device)
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:

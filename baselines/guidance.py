@@ -8,6 +8,7 @@ All norms and losses are per sample: a sample's result does not depend on its ba
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,10 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.config import is_preset_file
-from vfmbench.interfaces import Suite, Task
+from vfmbench.interfaces import Backbone, Sampler, Suite, Task, Vjp
 from vfmbench.measurement import Measurement, NoiseSource, Samples
-from vfmbench.models.codecs import Vjp
-from vfmbench.models.flow import FlowModel
 from vfmbench.options import ClassLabel, SamplerOptions
 from vfmbench.tuned import tuned_values
 
@@ -160,18 +159,17 @@ def tuned_options(preset: str, method: str, task: Task, suite: Suite) -> Mapping
     return {}
 
 
-class Solver:
+class Solver(Sampler):
     """What every solver has: a network and a codec that it asks for estimates and gradients, options by preset name."""
 
-    Options: type[SolverOptions] = SolverOptions
-    weights: ClassVar[tuple[str, ...]] = ("flow",)
+    Options: ClassVar[type[SolverOptions]] = SolverOptions
+    weights = ("flow",)
     needs_linear: ClassVar[bool] = False
+    options: SolverOptions
 
-    def __init__(self, suite: Suite, options: SolverOptions, device: torch.device):
-        self.options = options
-        self.flow: FlowModel = suite.flow(device)
-        self.meter = self.flow.meter
-        self.codec = suite.codec(device, self.meter)
+    def __init__(self, suite: Suite, options: SolverOptions, backbone: Backbone):
+        super().__init__(suite, options, backbone)
+        self.flow, self.codec = backbone.flow, backbone.codec
         # Without classes there is no unconditional branch to guide away from, and with the null class both are the same.
         guided = suite.num_classes and options.label == "true"
         self.guidance_scale = options.guidance_scale if guided else 1.0
@@ -196,9 +194,9 @@ class Solver:
         """
         return cls.original(task.problem) if name == "original" else tuned_options(name, method, task, suite)
 
+    @abstractmethod
     def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
         """The solver's steps, one sample a row of the measurement; the last state is the result."""
-        raise NotImplementedError
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
         state = torch.empty(0)
@@ -245,12 +243,12 @@ def draws(noise: NoiseSource, shape: tuple[int, ...], at_once: int = 1) -> Draw:
 class GuidanceSampler(Solver):
     """Base of the solvers that follow the prior's ODE once: a subclass says in `step` how one step from t to t' goes."""
 
-    Options: type[GuidanceOptions] = GuidanceOptions
+    Options: ClassVar[type[GuidanceOptions]] = GuidanceOptions
     options: GuidanceOptions
 
+    @abstractmethod
     def step(self, x: Tensor, t: float, t_next: float, measurement: Measurement, draw: Draw) -> Step:
         """x_t [B,c,h,w] -> x_t'; `draw` gives noise of x's shape to stochastic solvers."""
-        raise NotImplementedError
 
     def times(self) -> Iterator[tuple[float, float]]:
         """(t, next t) of each step."""

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Draw, Solver, SolverOptions, Step, draws, interpolate, norms, per_sample, unit
-from vfmbench.interfaces import Suite
+from vfmbench.interfaces import Backbone, Suite
 from vfmbench.measurement import Measurement, NoiseSource
-from vfmbench.models.execution import Execution, execution_of, with_execution
+from vfmbench.precision import PLAIN
 
 _FIRST_POWER_ITERATIONS, _POWER_ITERATIONS = 8, 2
 _FINITE_DIFFERENCE = 1e-2
@@ -58,11 +58,11 @@ class LatentDAPS(Solver):
 
     options: Options
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
-        super().__init__(suite, options, device)
+    def __init__(self, suite: Suite, options: Options, backbone: Backbone):
+        super().__init__(suite, options, backbone)
         # A finite difference of a decoder in half precision would be mostly rounding.
-        half = execution_of(suite).precision != "float32"
-        self._exact_codec = with_execution(suite, Execution()).codec(device, self.meter) if half else self.codec
+        half = backbone.execution.precision != PLAIN.precision
+        self._exact_codec = backbone.under(PLAIN).codec if half else self.codec
 
     @classmethod
     def original(cls, problem: str) -> Mapping[str, Any]:

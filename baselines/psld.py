@@ -26,7 +26,7 @@ from vfmbench.baselines.guidance import (
     unit,
 )
 from vfmbench.errors import UserError
-from vfmbench.interfaces import Suite
+from vfmbench.interfaces import Backbone, Suite
 from vfmbench.measurement import Measurement
 
 
@@ -50,8 +50,8 @@ class PSLD(GuidanceSampler):
 
     options: Options
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
-        super().__init__(suite, options, device)
+    def __init__(self, suite: Suite, options: Options, backbone: Backbone):
+        super().__init__(suite, options, backbone)
         if not self.codec.has_encoder:
             raise UserError("PSLD compares latents with re-encoded images, and this suite's codec has no encoder.")
 
@@ -87,4 +87,5 @@ class PSLD(GuidanceSampler):
         operator, how = measurement.operator, self.options.back_projection
         if how == "auto":
             how = "to_image" if operator.measurement_shape == operator.image_shape else "pinv"
-        return getattr(operator, how)(residual)
+        project = {"adjoint": operator.adjoint, "pinv": operator.pinv, "to_image": operator.to_image}[how]
+        return project(residual)

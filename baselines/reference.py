@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import tuned_options
 from vfmbench.errors import MissingError
-from vfmbench.interfaces import Suite, Task
+from vfmbench.interfaces import Backbone, Sampler, Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
-from vfmbench.models.metering import Meter
 from vfmbench.options import SamplerOptions
 from vfmbench.restoration import regularised_inverse
 
 
-class Reference:
+class Reference(Sampler):
     """One deterministic image per measurement, repeated for every sample."""
-
-    Options: ClassVar[type[SamplerOptions]] = SamplerOptions
-    weights: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, suite: Suite, options: Any, device: torch.device):
-        self.meter = Meter(device)
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
         return task.linear, "" if task.linear else f"{task.name} is not linear"
 
+    @abstractmethod
     def reconstruct(self, measurement: Measurement) -> Tensor:
         """[B,C,H,W]."""
-        raise NotImplementedError
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
         images = self.reconstruct(measurement)
@@ -65,10 +58,7 @@ class Tikhonov(Reference):
     """The posterior mean under a white Gaussian prior around the mean colour: `vfmbench.restoration.regularised_inverse`."""
 
     Options = TikhonovOptions
-
-    def __init__(self, suite: Suite, options: TikhonovOptions, device: torch.device):
-        super().__init__(suite, options, device)
-        self._prior_std = options.prior_std
+    options: TikhonovOptions
 
     @classmethod
     def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
@@ -79,7 +69,7 @@ class Tikhonov(Reference):
             return {}
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
-        return regularised_inverse(measurement, self._prior_std)
+        return regularised_inverse(measurement, self.options.prior_std)
 
 
 class Bicubic(Reference):
@@ -122,9 +112,9 @@ class Autoencoded(Reference):
 
     weights = ("codec",)
 
-    def __init__(self, suite: Suite, options: Any, device: torch.device):
-        super().__init__(suite, options, device)
-        self._codec = suite.codec(device, self.meter)
+    def __init__(self, suite: Suite, options: SamplerOptions, backbone: Backbone):
+        super().__init__(suite, options, backbone)
+        self._codec = backbone.codec
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
@@ -139,4 +129,4 @@ class Autoencoded(Reference):
 
 def _kind(task: Task) -> str:
     """Which inverse problem the task's class stands for; a suite may give the task itself a problem of another name."""
-    return getattr(type(task), "problem", task.problem)
+    return type(task).problem

@@ -26,7 +26,7 @@ from vfmbench.baselines.particles import Annealing, Particles, choose, effective
 from vfmbench.baselines.pool_likelihood import pool_likelihood
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
-from vfmbench.interfaces import Suite, Task
+from vfmbench.interfaces import Backbone, Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.randomness import PhiloxNoise
 
@@ -87,11 +87,11 @@ class SourceReweighting(Solver):
 
     options: Options
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
-        super().__init__(suite, options, device)
+    def __init__(self, suite: Suite, options: Options, backbone: Backbone):
+        super().__init__(suite, options, backbone)
         largest = max(math.prod(suite.latent_shape), math.prod(suite.image_shape))
         self._rows_at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // largest))
-        self._device = device
+        self._device = device = backbone.device
         if options.map == "one_step":
             try:
                 self._flow_map(
@@ -107,9 +107,8 @@ class SourceReweighting(Solver):
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
-        noise = getattr(task.options, "noise", "gaussian")
-        if noise != "gaussian":
-            return False, f"{task.name} has {noise} noise, and the method weights by a Gaussian likelihood"
+        if task.noise != "gaussian":
+            return False, f"{task.name} has {task.noise} noise, and the method weights by a Gaussian likelihood"
         if suite.domain is IMAGES:
             return True, (
                 "a reference for small images and networks: every class costs method.pool evaluations of the whole map, every "

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from vfmbench.domains import IMAGES
-from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.registry import suites
 from vfmbench.training.mean_flow import (
@@ -130,7 +129,7 @@ def main() -> None:
     stored = suite.weights.load("flow_matching")
     start = flow_network(suite.latent_shape, stored.entry["architecture"]["flow"])
     start.load_state_dict(stored.part("flow"))
-    codec, split = suite.codec(CPU, Meter(CPU)), suite.dataset("train")
+    codec, split = suite.backbone(CPU).codec, suite.dataset("train")
     with torch.no_grad():
         chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:TRAINING_PATCHES]
         train = torch.cat([codec.encode(IMAGES.restore(split.load(part.tolist())[0])) for part in chosen.split(500)])

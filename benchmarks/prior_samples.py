@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from vfmbench.domains import IMAGES
 from vfmbench.interfaces import Suite
 from vfmbench.metrics.frechet import frechet_distance
-from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.registry import suites
@@ -80,7 +79,7 @@ def main() -> None:
     weights = {"path": options.weights} if options.weights else {}
     suite = suites.get("photos64")({"data": {"path": options.photographs}, "weights": weights})
     network, updates = averaged_network(suite, options.stage)
-    codec, space = suite.codec(CPU, Meter(CPU)), suite.feature_space("photonet", CPU)
+    codec, space = suite.backbone(CPU).codec, suite.feature_space("photonet", CPU)
     held_out = suite.dataset("test").load(range(options.samples))[0]
     truth = space.features(held_out).double()
     train = suite.dataset("train")

@@ -51,7 +51,7 @@ def milliseconds(method: str, precision: str, batch: int, out: Path) -> tuple[fl
     checked = plan(
         RunConfig(method=method, task=TASK, options=options, split="validation", precision=precision, out=out)  # type: ignore[arg-type]
     )
-    sampler = checked.sampler_class(checked.suite, checked.options, checked.device)
+    sampler = checked.sampler()
 
     def draw(positions: list[int]) -> None:
         _, measurement = checked.measure(positions)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfmbench.errors import unknown_name
+from vfmbench.interfaces import Codec
 from vfmbench.measurement import Measurement
 from vfmbench.restoration import regularised_inverse
 
@@ -66,7 +67,7 @@ def adapter_observation(measurement: Measurement, restored: bool) -> Tensor:
     )
 
 
-def adapter_arguments(observation: Tensor, problem: Tensor, restored: bool, codec: Any) -> tuple[Tensor, ...]:
+def adapter_arguments(observation: Tensor, problem: Tensor, restored: bool, codec: Codec) -> tuple[Tensor, ...]:
     """An adapter's arguments: `adapter_observation`, problem ids [B] and, if `restored`, the restored image's latent."""
     if not restored:
         return observation, problem

@@ -83,7 +83,7 @@ class AdapterStage(ImageStage):
 
     def _first_flow(self) -> nn.Module:
         if not self.trains_flow:
-            return self.suite.flow(self.device).network
+            return self.suite.backbone(self.device).flow.network
         start = self.weights.load(self.needs[0])
         self._architecture["flow"] = start.entry["architecture"]["flow"]
         flow = flow_network(self.suite.latent_shape, self._architecture["flow"])

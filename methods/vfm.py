@@ -5,26 +5,23 @@ Source: Variational Flow Maps (arXiv 2603.07276), algorithm 1: z ~ q(z|y,c), the
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from vfmbench.errors import MissingError, UserError
-from vfmbench.interfaces import Suite, Task
+from vfmbench.interfaces import Backbone, FlowModel, Sampler, Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.methods.adapter import adapter_arguments, adapter_observation
 from vfmbench.methods.point_adapter import adapter_network
-from vfmbench.models.execution import execution_of
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.models.compilation import prepared
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.networks import flow_network
 from vfmbench.options import ClassLabel, SamplerOptions
 from vfmbench.weights.store import Weights
 
 
-class AdapterSampler:
+class AdapterSampler(Sampler):
     """Draws z from the adapter and runs the flow map over a uniform grid from t = 1 to 0."""
 
     class Options(SamplerOptions):
@@ -34,37 +31,37 @@ class AdapterSampler:
         )
         label: ClassLabel = Field("true", description="class that the flow map is given; null: none")
 
-    weights: ClassVar[tuple[str, ...]]
+    options: Options
 
-    def __init__(self, suite: Suite, options: Options, device: torch.device):
-        self._steps, self._projection, self._null = options.steps, options.projection, options.label == "null"
-        adapter_file = suite.weights.load(self.weights[0])
-        self._check_codec(suite, adapter_file)
-        self._flow = self._flow_map(suite, adapter_file, device)
-        self.meter = self._flow.meter
-        self._codec = suite.codec(device, self.meter)
+    def __init__(self, suite: Suite, options: Options, backbone: Backbone):
+        super().__init__(suite, options, backbone)
+        adapter_file = backbone.weights.load(self.weights[0])
+        self._check_codec(adapter_file)
+        self._flow = self._flow_map(adapter_file)
+        self._codec = backbone.codec
         self._problems: list[str] = adapter_file.entry["problems"]
         architecture = adapter_file.entry["architecture"]["adapter"]
         self._restored = architecture.get("restored", False)
         adapter = adapter_network(suite.latent_shape, architecture)
         adapter_file.fill(adapter, "adapter")
-        self._adapter = execution_of(suite).prepare(adapter.eval().requires_grad_(False).to(device))
+        self._adapter = prepared(adapter.eval().requires_grad_(False).to(backbone.device), backbone.execution)
 
-    def _check_codec(self, suite: Suite, adapter_file: Weights) -> None:
+    def _check_codec(self, adapter_file: Weights) -> None:
         """Raises MissingError if the adapter was trained on the latents of another codec."""
         trained_on = adapter_file.entry.get("inputs", {}).get("codec weights")
-        if trained_on not in (None, suite.codec_sha256()):
+        if trained_on not in (None, self.suite.codec_sha256()):
             raise MissingError(
                 f"The weights {self.weights[0]!r} were trained on another codec ({trained_on[:12]}...) than this one. "
-                f"{suite.weights.hint}"
+                f"{self.backbone.weights.hint}"
             )
 
-    def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
+    def _flow_map(self, adapter_file: Weights) -> FlowModel:
         """The map that was trained with the adapter."""
-        network = flow_network(suite.latent_shape, adapter_file.entry["architecture"]["flow"])
+        shape, backbone = self.suite.latent_shape, self.backbone
+        network = flow_network(shape, adapter_file.entry["architecture"]["flow"])
         adapter_file.fill(network, "flow")
-        network = execution_of(suite).prepare(network.to(device))
-        return FlowModel(network, suite.latent_shape, suite.num_classes or None, Meter(device))
+        network = prepared(network.to(backbone.device), backbone.execution)
+        return NetworkFlow(network, shape, self.suite.num_classes or None, backbone.meter)
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
@@ -76,13 +73,13 @@ class AdapterSampler:
         return True, f"its adapter was trained on {task.problem} with {', '.join(changed)}" if changed else ""
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
-        measurement = self._flow.relabelled(measurement, null=self._null)
+        measurement = self._flow.relabelled(measurement, null=self.options.label == "null")
         mean, logvar = self._posterior_noise(measurement)
         z = mean.repeat_interleave(num_samples, 0)
         z = z + (0.5 * logvar).exp().repeat_interleave(num_samples, 0) * noise.normal(z.shape[1:], draw=0)
         x = self._transport(z, measurement.label.repeat_interleave(num_samples, 0))
         images = self._codec.decode(x)
-        if self._projection:
+        if self.options.projection:
             images = self._project(images, measurement.repeat(num_samples))
         images, latents, source = (part.unflatten(0, (len(measurement), num_samples)) for part in (images, x, z))
         return Samples(images, latents, source)
@@ -96,8 +93,9 @@ class AdapterSampler:
     def _transport(self, z: Tensor, label: Tensor) -> Tensor:
         """The flow map over a uniform grid of times from 1 to 0."""
         x = z
-        for step in range(self._steps):
-            t, r = 1 - step / self._steps, 1 - (step + 1) / self._steps
+        steps = self.options.steps
+        for step in range(steps):
+            t, r = 1 - step / steps, 1 - (step + 1) / steps
             x = x - (t - r) * self._flow.average_velocity(x, t, r, label)
         return x
 
@@ -127,15 +125,15 @@ class FrozenAdapter(AdapterSampler):
 
     weights = ("frozen_adapter", "flow")
 
-    def _flow_map(self, suite: Suite, adapter_file: Weights, device: torch.device) -> FlowModel:
+    def _flow_map(self, adapter_file: Weights) -> FlowModel:
         """The suite's own flow. Raises MissingError if the adapter was trained on another."""
-        trained_on, here = adapter_file.entry["inputs"]["flow weights"], suite.weights.sha256("flow")
+        trained_on, here = adapter_file.entry["inputs"]["flow weights"], self.backbone.weights.sha256("flow")
         if trained_on != here:
             raise MissingError(
                 f"The adapter {self.weights[0]!r} was trained on another flow map ({trained_on[:12]}...) than this one "
-                f"({here[:12]}...). {suite.weights.hint}"
+                f"({here[:12]}...). {self.backbone.weights.hint}"
             )
-        return suite.flow(device)
+        return self.backbone.flow
 
 
 class Unconstrained(AdapterSampler):

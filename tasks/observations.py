@@ -8,15 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.domains import POINTS, Domain
+from vfmbench.domains import POINTS, Domain, Shape
 from vfmbench.errors import UserError
+from vfmbench.interfaces import Task
 from vfmbench.measurement import Measurement
 from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.noise import add_gaussian
 from vfmbench.tasks.operators.matrix import MatrixOperator, orthonormal_rows
-
-PointShape = tuple[int, int, int]
 
 
 class ObservationOptions(Options):
@@ -28,8 +27,8 @@ class ObservationOptions(Options):
 O = TypeVar("O", bound=ObservationOptions)  # noqa: E741
 
 
-class Observation(Generic[O]):
-    """Base of the tasks: y = M x + noise_std n with one matrix for all points; implements `vfmbench.interfaces.Task`.
+class Observation(Task, Generic[O]):
+    """Base of the tasks on points: y = M x + noise_std n with one matrix for all of them.
 
     A subclass names its `problem` and its `Options` and gives its matrix M [m,d], float64.
 
@@ -42,15 +41,12 @@ class Observation(Generic[O]):
         UserError: another shape than that of points, or options that contradict it.
     """
 
-    problem: str
     domain: ClassVar[Domain] = POINTS
-    linear: bool = True
     Options: ClassVar[type[ObservationOptions]] = ObservationOptions
+    options: O
 
-    def __init__(self, image_shape: PointShape, options: O, name: str | None = None):
-        self.image_shape = image_shape
-        self.options = options
-        self.name = self.problem if name is None else name
+    def __init__(self, image_shape: Shape, options: O, name: str | None = None):
+        super().__init__(image_shape, options, name)
         if not POINTS.fits(image_shape):
             raise UserError(f"{self.name}: this task observes points, of shape (d, 1, 1), not images of shape {image_shape}.")
         self._matrix = self._build_matrix(image_shape[0])

@@ -13,16 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.domains import IMAGES, Domain
+from vfmbench.domains import Shape
 from vfmbench.errors import UserError
+from vfmbench.interfaces import Task
 from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.options import Options
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks import operators
 from vfmbench.tasks.motion_kernels import borodenko_kernels, traced_kernels
 from vfmbench.tasks.noise import FIRST_FREE_DRAW, add_gaussian, add_poisson
-
-ImageShape = tuple[int, int, int]
 
 # Rounding of an image on its way through files and dtypes may take it this far out of [-1, 1].
 _LARGEST_VALUE = 1.001
@@ -45,8 +44,8 @@ class ProblemOptions(Options):
 O = TypeVar("O", bound=ProblemOptions)  # noqa: E741
 
 
-class InverseProblem(Generic[O]):
-    """Base of the tasks; implements `vfmbench.interfaces.Task`.
+class InverseProblem(Task, Generic[O]):
+    """Base of the tasks on images.
 
     A subclass names its `problem`, its `Options`, whether it is `linear` and whether A x stays within the image range
     (`bounded`, which Poisson noise needs), and draws its operator in `_operator`.
@@ -60,20 +59,20 @@ class InverseProblem(Generic[O]):
         UserError: options that the images are too small for, or that contradict one another.
     """
 
-    problem: str
-    domain: ClassVar[Domain] = IMAGES
-    linear: ClassVar[bool] = True
     bounded: ClassVar[bool] = True
     Options: ClassVar[type[ProblemOptions]] = ProblemOptions
+    options: O
 
-    def __init__(self, image_shape: ImageShape, options: O, name: str | None = None):
-        self.image_shape = image_shape
-        self.options = options
-        self.name = self.problem if name is None else name
+    def __init__(self, image_shape: Shape, options: O, name: str | None = None):
+        super().__init__(image_shape, options, name)
         if options.noise == "poisson" and not self.bounded:
             raise UserError(
                 f"{self.name}: noise must be gaussian, because poisson needs measurements in [-1, 1].", "task.noise"
             )
+
+    @property
+    def noise(self) -> str:
+        return self.options.noise
 
     @torch.no_grad()
     def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
@@ -153,7 +152,7 @@ class InpaintRandom(InverseProblem[InpaintRandomOptions]):
     problem = "inpaint_random"
     Options = InpaintRandomOptions
 
-    def __init__(self, image_shape: ImageShape, options: InpaintRandomOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: InpaintRandomOptions, name: str | None = None):
         super().__init__(image_shape, options, name)
         if options.min_drop > options.max_drop:
             message = f"{self.name}: min_drop must be at most max_drop ({options.max_drop:g}), not {options.min_drop:g}."
@@ -191,7 +190,7 @@ class InpaintBox(InverseProblem[InpaintBoxOptions]):
     problem = "inpaint_box"
     Options = InpaintBoxOptions
 
-    def __init__(self, image_shape: ImageShape, options: InpaintBoxOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: InpaintBoxOptions, name: str | None = None):
         self._min_size = max(1, _nearest(_scaled(32, image_shape))) if options.min_size is None else options.min_size
         self._max_size = (
             max(self._min_size + 1, _nearest(_scaled(128, image_shape))) if options.max_size is None else options.max_size
@@ -237,7 +236,7 @@ class SuperResolution(InverseProblem[SuperResolutionOptions]):
     problem = "super_resolution"
     Options = SuperResolutionOptions
 
-    def __init__(self, image_shape: ImageShape, options: SuperResolutionOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: SuperResolutionOptions, name: str | None = None):
         super().__init__(image_shape, options, name)
         _, height, width = image_shape
         if height % options.factor or width % options.factor:
@@ -265,7 +264,7 @@ class GaussianDeblur(InverseProblem[GaussianDeblurOptions]):
     problem = "gaussian_deblur"
     Options = GaussianDeblurOptions
 
-    def __init__(self, image_shape: ImageShape, options: GaussianDeblurOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: GaussianDeblurOptions, name: str | None = None):
         self._kernel_size = _odd(_scaled(61, image_shape)) if options.kernel_size is None else options.kernel_size
         self._std = _scaled(3.0, image_shape) if options.std is None else options.std
         resolved = options.model_copy(update={"kernel_size": self._kernel_size, "std": self._std})
@@ -291,7 +290,7 @@ class MotionDeblur(InverseProblem[MotionDeblurOptions]):
     problem = "motion_deblur"
     Options = MotionDeblurOptions
 
-    def __init__(self, image_shape: ImageShape, options: MotionDeblurOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: MotionDeblurOptions, name: str | None = None):
         self._kernel_size = _odd(_scaled(61, image_shape)) if options.kernel_size is None else options.kernel_size
         super().__init__(image_shape, options.model_copy(update={"kernel_size": self._kernel_size}), name)
         _check_kernel_size(self.name, self._kernel_size, image_shape)
@@ -324,7 +323,7 @@ class PhaseRetrieval(InverseProblem[ProblemOptions]):
         return operators.PhaseRetrieval(rows, self.image_shape)
 
 
-def _scaled(length: float, image_shape: ImageShape) -> float:
+def _scaled(length: float, image_shape: Shape) -> float:
     """A length given at 256 pixels, for these images."""
     return length * min(image_shape[1:]) / 256
 
@@ -338,7 +337,7 @@ def _odd(length: float) -> int:
     return max(3, 2 * math.floor(length / 2) + 1)
 
 
-def _check_kernel_size(name: str, kernel_size: int, image_shape: ImageShape) -> None:
+def _check_kernel_size(name: str, kernel_size: int, image_shape: Shape) -> None:
     _, height, width = image_shape
     if kernel_size % 2 == 0:
         raise UserError(f"{name}: kernel_size must be odd, not {kernel_size}.", "task.kernel_size")

@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import Field
 
+from vfmbench.domains import Shape
 from vfmbench.errors import UserError, unknown_name
+from vfmbench.interfaces import Task
 from vfmbench.options import FolderName, Options, validate
-from vfmbench.tasks.problems import ImageShape, InverseProblem
 from vfmbench.yaml_lines import read_yaml
 
 
@@ -34,11 +35,11 @@ class TaskDefinition(Options):
 
 def load_task_file(
     path: Path | str,
-    image_shape: ImageShape,
+    image_shape: Shape,
     overrides: Mapping[str, Any],
-    problems: Mapping[str, type[InverseProblem]],
+    problems: Mapping[str, type[Task]],
     defaults: Mapping[str, Mapping[str, Any]],
-) -> InverseProblem:
+) -> Task:
     """Builds the task that a YAML file describes.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from vfmbench.domains import DOMAINS, IMAGES, POINTS
 from vfmbench.errors import UserError
 from vfmbench.options import validate
-from vfmbench.tasks.suites import SuiteDefinition
+from vfmbench.tasks.suites.definition import SuiteDefinition
 
 
 def test_uint8_levels_survive_the_round_trip_and_the_rest_is_rounded_and_clamped():

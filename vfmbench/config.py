@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from vfmbench.options import Options
-
-Precision = Literal["float32", "bfloat16", "float16"]
+from vfmbench.precision import Precision
 
 RUN_SECTIONS = ("method", "task", "data", "weights")
 PRESETS = ("paper", "original", "tuned")

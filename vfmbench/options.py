@@ -43,7 +43,7 @@ class Options(BaseModel):
 class SamplerOptions(Options):
     """Base of a sampler's `Options`: what `--set method.key=value` may change; as it stands, nothing.
 
-    >>> class Langevin:
+    >>> class Langevin(Sampler):
     ...     class Options(SamplerOptions):
     ...         steps: int = Field(50, ge=1, description="Langevin steps")
     """

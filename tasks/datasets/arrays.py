@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vfmbench.interfaces import Dataset
 
-class ArrayDataset:
+
+class ArrayDataset(Dataset):
     """A split held in memory. Args: images uint8 [N,C,H,W], labels int64 [N], files: a name for each image, or none at all."""
 
     def __init__(self, images: Tensor, labels: Tensor, files: Sequence[str] = ()):
         self._images, self._labels = images, labels
         self.files = files
-        self.errors: dict[int, str] = {}
-        self.sha256 = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def readable(self, index: Sequence[int]) -> list[int]:
-        return list(index)
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self._images.numpy().tobytes() + self._labels.numpy().tobytes()).hexdigest()
 
     def load(self, index: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(index, dtype=torch.int64)

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.errors import UserError
+from vfmbench.interfaces import Dataset
 from vfmbench.tasks.datasets.decoding import RECIPE, decode
 from vfmbench.tasks.datasets.files import PathOptions, folders_in, name_bytes, ordered_images
 
@@ -25,7 +26,7 @@ class FolderOptions(PathOptions):
     size: int = Field(256, ge=1, le=4096, description="height and width to which images are resized and cropped")
 
 
-class FolderDataset:
+class FolderDataset(Dataset):
     """One split of image files, decoded when they are asked for.
 
     Args:

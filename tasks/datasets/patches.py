@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.errors import MissingError, UserError
+from vfmbench.interfaces import Dataset
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.datasets.decoding import to_rgb_image
 from vfmbench.tasks.datasets.files import PathOptions, name_bytes, ordered_images
@@ -91,7 +92,7 @@ def photos64(options: PatchOptions, split: str) -> ArrayDataset | PatchDataset:
     return ArrayDataset(torch.stack(images), torch.zeros(len(images), dtype=torch.int64), names)
 
 
-class PatchDataset:
+class PatchDataset(Dataset):
     """Training patches: 256 seeded crops of every photograph that is trained on, cut when they are asked for, half of them
     mirrored.
 
@@ -107,19 +108,17 @@ class PatchDataset:
         if not self._names:
             raise UserError(f"data.held_out: {options.held_out:g} leaves no photograph of {self._root} to train on.")
         self.num_photographs = len(self._names)
-        self.files: Sequence[str] = ()
-        self.errors: dict[int, str] = {}
-        digest = hashlib.sha256(f"photos64 {options.seed} {PATCHES_PER_PHOTOGRAPH} {LARGEST_FACTOR} {_FLAT}\n".encode())
-        for name in self._names:
-            digest.update(f"{(self._root / name).stat().st_size} ".encode() + name_bytes(name) + b"\n")
-        self.sha256 = digest.hexdigest()
         self._photograph = lru_cache(_KEPT_PHOTOGRAPHS)(lambda number: _read(self._root / self._names[number]))
 
     def __len__(self) -> int:
         return self.num_photographs * PATCHES_PER_PHOTOGRAPH
 
-    def readable(self, index: Sequence[int]) -> list[int]:
-        return list(index)
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(f"photos64 {self._seed} {PATCHES_PER_PHOTOGRAPH} {LARGEST_FACTOR} {_FLAT}\n".encode())
+        for name in self._names:
+            digest.update(f"{(self._root / name).stat().st_size} ".encode() + name_bytes(name) + b"\n")
+        return digest.hexdigest()
 
     def photograph(self, index: Tensor) -> Tensor:
         """Number of the photograph that each patch is from, 0 to num_photographs - 1; int64 [B] -> int64 [B]."""

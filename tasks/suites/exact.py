@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from vfmbench.interfaces import Dataset, ExactPrior
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.interfaces import Backbone, Dataset, ExactPrior, FlowModel
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.options import Options, validate
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.datasets.arrays import ArrayDataset
 from vfmbench.tasks.exact.checkerboard import CheckerboardPrior
 from vfmbench.tasks.exact.gaussian import random_gaussian
 from vfmbench.tasks.exact.mixture import grid_mixture
-from vfmbench.tasks.suites import DefinedSuite, WeightsOptions, read_definition
+from vfmbench.tasks.suites.definition import read_definition
+from vfmbench.tasks.suites.suite import DefinedSuite, WeightsOptions
 from vfmbench.weights.store import WeightStore
 
 SPLITS = {"train": 20_000, "validation": 2_000, "test": 10_000}
@@ -62,19 +62,19 @@ class ExactSuite(DefinedSuite):
         shape: tuple[int, int, int],
         velocity: nn.Module | None,
     ):
-        self.prior: ExactPrior = prior
+        self.prior = self._prior = prior
         self._velocity = velocity
         definition = read_definition(name).model_copy(update={"image_shape": shape, "latent_shape": shape})
         super().__init__(definition, self._draw, data, weights)
 
-    def flow(self, device: torch.device) -> FlowModel:
+    def load_flow(self, backbone: Backbone) -> FlowModel:
         if self._velocity is None:
-            return super().flow(device)
-        return FlowModel(self._velocity.to(device), self.latent_shape, None, Meter(device))
+            return super().load_flow(backbone)
+        return NetworkFlow(self._velocity.to(backbone.device), self.latent_shape, None, backbone.meter)
 
     def _draw(self, split: str) -> Dataset:
         rows = torch.arange(SPLITS[split])
-        points = self.prior.draw(PhiloxNoise(0, f"points/{split}", rows))
+        points = self._prior.draw(PhiloxNoise(0, f"points/{split}", rows))
         return ArrayDataset(points, torch.zeros_like(rows))
 
     def _weight_store(self, path: Path | None) -> WeightStore:
@@ -84,7 +84,7 @@ class ExactSuite(DefinedSuite):
         hint = store.hint
         if not self.training:
             hint = f"The flow of the suite {self.name} is a formula, and it has no trained adapters; solvers run."
-        points = self.prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
+        points = self._prior.draw(PhiloxNoise(0, "points/identity", torch.arange(100)))
         return KnownFlowWeights(store.directory, hint, hashlib.sha256(points.numpy().tobytes()).hexdigest())
 
 

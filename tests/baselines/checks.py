@@ -35,7 +35,7 @@ SHORT_DAPS = {"steps": 2, "ode_steps": 2, "langevin_steps": 3, "likelihood_std":
 
 
 def build(solver_class, suite, options):
-    return solver_class(suite, chosen(solver_class, options), CPU)
+    return solver_class(suite, chosen(solver_class, options), suite.backbone(CPU))
 
 
 def chosen(solver_class, options):
@@ -168,7 +168,7 @@ def check_exact_guidance(base):
             return Step(x + (t_next - t) * (estimate.velocity + pull), estimate.clean)
 
     noise, measurement = ImpulseNoise(1), gaussian_measurement()
-    solver = Exact(gaussian_suite(), Exact.Options(), CPU)
+    solver = build(Exact, gaussian_suite(), {})
     mean, variance = moments(solver.sample(measurement, noise.rows, noise).images[0])
     precision = 1 / VARIANCE + measurement.operator.observed / 0.01
     posterior = (MEAN / VARIANCE + measurement.operator.observed * measurement.y / 0.01) / precision

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vfmbench.baselines.exact import ExactPosteriorSampler
+from vfmbench.metering import Meter
 from vfmbench.options import SamplerOptions
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
@@ -28,7 +29,7 @@ class ScalarPosterior:
 
 def test_draws_come_from_the_suites_posterior():
     suite = SimpleNamespace(prior=SimpleNamespace(posterior=lambda measurement: ScalarPosterior(measurement.y)))
-    sampler = ExactPosteriorSampler(suite, SamplerOptions(), CPU)
+    sampler = ExactPosteriorSampler(suite, SamplerOptions(), SimpleNamespace(meter=Meter(CPU)))
     measurement = direct([1.0], MatrixOperator(torch.eye(1), (1, 1, 1)), 1.0)
     samples = sampler.sample(measurement, 4000, PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(4000))))
     assert samples.images.shape == (1, 4000, 1, 1, 1)

@@ -256,7 +256,7 @@ def test_daps_stays_in_the_range_of_digits(digits, name):
     images, label = suite.dataset("validation").load(range(8))
     measurement = suite.task(name, {}).measure(IMAGES.restore(images), label, torch.arange(8), seed=0)
     noise = PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(1)))
-    samples = LatentDAPS(suite, LatentDAPS.Options(steps=20), CPU).sample(measurement, 1, noise)
+    samples = LatentDAPS(suite, LatentDAPS.Options(steps=20), suite.backbone(CPU)).sample(measurement, 1, noise)
     assert samples.images.abs().max() < 5
 
 

@@ -12,7 +12,7 @@ from vfmbench.baselines.latent_dps import LatentDPS
 from vfmbench.baselines.mpgd import MPGD
 from vfmbench.baselines.psld import PSLD
 from vfmbench.measurement import Measurement
-from vfmbench.models.flow import FlowModel
+from vfmbench.models.flow import NetworkFlow
 
 from .checks import (
     check_batch_invariance,
@@ -138,7 +138,7 @@ def test_guidance_on_three_of_four_channels(solver_class, monkeypatch):
     options = {"learning_rate": 1e-3} if solver_class is LatentDAPS else {}
     cell = (solver_class, options, "super_resolution", "autoencoder")
     check_derivation(*cell)
-    monkeypatch.setattr(FlowModel, "_combine", staticmethod(combine))
+    monkeypatch.setattr(NetworkFlow, "_combine", staticmethod(combine))
     must_fail(check_derivation, *cell)
 
 

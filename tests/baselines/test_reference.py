@@ -1,7 +1,6 @@
 """Trivial references: closed forms, another library's interpolation, dense matrices."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from .checks import build
 from .toys import LINEAR, NONLINEAR, MatrixOperator, ToySuite, autoencoder, measure, toy_task
 
 SUITE = ToySuite(None, (1, 8, 8), 0)
-SUITE.image_shape = (1, 8, 8)
 CODED = ToySuite(None, (4, 4, 4), 0, *autoencoder())
 CODED.image_shape = (1, 8, 8)
 
@@ -167,7 +165,7 @@ def test_a_renamed_task_keeps_its_references():
     task = toy_task("super_resolution", factor=4)
     task.name = task.problem = "super_resolution_x4"
     assert Bicubic.supports(task, SUITE) == (True, "")
-    assert Bicubic.supports(SimpleNamespace(name="other", problem="other", linear=True), SUITE)[0] is False
+    assert Bicubic.supports(toy_task("denoise"), SUITE)[0] is False
 
 
 def test_tikhonov_takes_its_tuned_width_where_there_is_one():

@@ -58,7 +58,11 @@ class AffineMap(nn.Module):
 
 
 def build(network, shape, **options):
-    return SourceReweighting(Suite(network, shape, 0), SourceReweighting.Options(**options), CPU)
+    return sampler_of(Suite(network, shape, 0), **options)
+
+
+def sampler_of(suite, **options):
+    return SourceReweighting(suite, SourceReweighting.Options(**options), suite.backbone(CPU))
 
 
 def gaussian(**options):
@@ -171,7 +175,7 @@ class OfClass(nn.Module):
 
 @pytest.mark.parametrize("options", [{"pool": 500}, {"pool": 8, "particles": 64, "moves": 10}], ids=["served", "annealed"])
 def test_each_class_has_its_own_map(options):
-    sampler = SourceReweighting(Suite(OfClass(), (1, 1, 1), 3), SourceReweighting.Options(map="one_step", **options), CPU)
+    sampler = sampler_of(Suite(OfClass(), (1, 1, 1), 3), map="one_step", **options)
     label = torch.tensor([2, 0, 1])
     ones = torch.ones(3, 1, 1, 1, dtype=torch.float64)
     y = ones * label[:, None, None, None]
@@ -378,8 +382,7 @@ def test_bad_options_name_the_field(options):
 
 
 def test_guidance_takes_both_branches():
-    options = SourceReweighting.Options(pool=20, particles=4, ode_steps=1, guidance_scale=2.0)
-    sampler = SourceReweighting(Suite(OfClass(), (1, 1, 1), 3), options, CPU)
+    sampler = sampler_of(Suite(OfClass(), (1, 1, 1), 3), pool=20, particles=4, ode_steps=1, guidance_scale=2.0)
     draw(sampler, direct([[[0.0]]], Identity(1, (1, 1, 1)), 1.0), 2)
     # Two evaluations a step, each of the class and of the null class.
     assert sampler.meter.counts["network_forwards"] == 20 * 4

@@ -7,10 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from vfmbench.interfaces import IdentityCodec, Suite
 from vfmbench.measurement import Measurement
-from vfmbench.models.codecs import AutoencoderCodec, IdentityCodec
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.models.codecs import AutoencoderCodec
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.sit import SiT
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks import problems
@@ -31,7 +31,7 @@ NONLINEAR = {"hdr": (problems.HighDynamicRange, {}), "phase_retrieval": (problem
 PROBLEMS = {**LINEAR, **NONLINEAR}
 
 
-class ToySuite:
+class ToySuite(Suite):
     """What a guidance solver takes from a suite.
 
     Args:
@@ -39,17 +39,23 @@ class ToySuite:
         decoder, encoder: None for images as latents; a decoder alone makes a codec without encoder.
     """
 
-    name = "toy"
+    name, task_names, image_shape, latent_shape = "toy", (), SHAPE, SHAPE
 
     def __init__(self, network, latent_shape, num_classes, decoder=None, encoder=None):
         self.network, self.latent_shape, self.num_classes = network, latent_shape, num_classes
         self.decoder, self.encoder = decoder, encoder
 
-    def flow(self, device):
-        return FlowModel(self.network, self.latent_shape, self.num_classes or None, Meter(device))
+    def dataset(self, split):
+        raise NotImplementedError
 
-    def codec(self, device, meter):
-        return IdentityCodec() if self.decoder is None else AutoencoderCodec(self.decoder, self.encoder, meter)
+    def task(self, name, options):
+        raise NotImplementedError
+
+    def load_flow(self, backbone):
+        return NetworkFlow(self.network, self.latent_shape, self.num_classes or None, backbone.meter)
+
+    def load_codec(self, backbone):
+        return IdentityCodec() if self.decoder is None else AutoencoderCodec(self.decoder, self.encoder, backbone.meter)
 
     def velocity(self, x: Tensor, t: float, label: Tensor, scale: float) -> Tensor:
         """v_null + scale (v_label - v_null), straight from the network and differentiable."""

@@ -179,22 +179,11 @@ def test_missing_feature_weights_cost_only_their_metrics(capsys, tmp_path, out):
 
 PLUGIN = """
 from vfmbench import registry
+from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Samples
-from vfmbench.models.metering import Meter
-from vfmbench.options import SamplerOptions
 
 
-class Grey:
-    Options = SamplerOptions
-    weights = ()
-
-    def __init__(self, suite, options, device):
-        self.meter = Meter(device)
-
-    @classmethod
-    def supports(cls, task, suite):
-        return True, ""
-
+class Grey(Sampler):
     def sample(self, measurement, num_samples, noise):
         return Samples(noise.normal(measurement.operator.image_shape, 0).unflatten(0, (-1, num_samples)) * 0)
 

@@ -9,7 +9,6 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
-from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
 from vfmbench.running.plan import plan
 
@@ -32,7 +31,7 @@ def test_a_run_needs_nothing_but_the_package(tmp_path, capsys):
 
 
 def test_the_codec_is_better_than_block_pca_of_the_same_size(suite):
-    codec = suite.codec(CPU, Meter(CPU))
+    codec = suite.backbone(CPU).codec
     images = IMAGES.restore(suite.dataset("test").load(range(64))[0])
     blocks = images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(-1, 48)
     centred = blocks - blocks.mean(0)

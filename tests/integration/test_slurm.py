@@ -32,24 +32,15 @@ PLUGIN = """
 import os, time
 from pathlib import Path
 from pydantic import Field
+from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Samples
-from vfmbench.models.metering import Meter
 from vfmbench.options import SamplerOptions
 from vfmbench.registry import samplers
 
-class Slow:
+class Slow(Sampler):
     class Options(SamplerOptions):
         seconds: float = 1.0
         diary: str = Field("")
-
-    weights = ()
-
-    def __init__(self, suite, options, device):
-        self.options, self.meter = options, Meter(device)
-
-    @classmethod
-    def supports(cls, task, suite):
-        return True, ""
 
     def sample(self, measurement, num_samples, noise):
         with Path(self.options.diary).open("a") as file:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from vfmbench.interfaces import Suite
 from vfmbench.measurement import Measurement
+from vfmbench.metering import Meter
 from vfmbench.models.codecs import AutoencoderCodec
-from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.options import Options
 from vfmbench.registry import stages, suites

@@ -5,6 +5,7 @@ import torch
 
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
+from vfmbench.interfaces import IdentityCodec
 from vfmbench.methods.adapter import (
     LOGVAR_RANGE,
     SIZES,
@@ -13,7 +14,6 @@ from vfmbench.methods.adapter import (
     adapter_observation,
     expand_adapter_size,
 )
-from vfmbench.models.codecs import IdentityCodec
 from vfmbench.registry import suites
 from vfmbench.restoration import regularised_inverse
 

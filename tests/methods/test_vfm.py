@@ -44,7 +44,9 @@ def flow_and_adapter(suite, flow_name, adapter_name):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_sample_is_the_flow_map_of_adapter_noise(suite, sampler_class, flow_name, adapter_name, steps):
     _, measurement = measure(suite, "super_resolution")
-    samples = sampler_class(suite, sampler_class.Options(steps=steps), CPU).sample(measurement, SAMPLES, noise_for(measurement))
+    samples = sampler_class(suite, sampler_class.Options(steps=steps), suite.backbone(CPU)).sample(
+        measurement, SAMPLES, noise_for(measurement)
+    )
     flow, adapter, problems = flow_and_adapter(suite, flow_name, adapter_name)
     with torch.no_grad():
         problem = torch.full((4,), problems.index("super_resolution"))
@@ -60,7 +62,7 @@ def test_sample_is_the_flow_map_of_adapter_noise(suite, sampler_class, flow_name
 
 def test_evaluations_per_sample(suite):
     _, measurement = measure(suite, "denoise")
-    sampler = VFM(suite, VFM.Options(steps=4), CPU)
+    sampler = VFM(suite, VFM.Options(steps=4), suite.backbone(CPU))
     sampler.sample(measurement, SAMPLES, noise_for(measurement))
     cost = sampler.meter.per_sample(4 * SAMPLES)
     assert (cost.network_forwards, cost.network_vjps) == (4, 0)
@@ -69,25 +71,25 @@ def test_evaluations_per_sample(suite):
 
 def test_projection_agrees_with_the_observation(suite):
     _, measurement = measure(suite, "inpaint_box")
-    sampler = VFM(suite, VFM.Options(projection=True), CPU)
+    sampler = VFM(suite, VFM.Options(projection=True), suite.backbone(CPU))
     images = sampler.sample(measurement, SAMPLES, noise_for(measurement)).images
     observed = measurement.operator.observed
     error = torch.where(observed[:, None], images - measurement.y[:, None], 0)
     assert error.abs().max() < 1e-6
-    plain = VFM(suite, VFM.Options(), CPU).sample(measurement, SAMPLES, noise_for(measurement)).images
+    plain = VFM(suite, VFM.Options(), suite.backbone(CPU)).sample(measurement, SAMPLES, noise_for(measurement)).images
     assert torch.equal(torch.where(observed[:, None], 0, images), torch.where(observed[:, None], 0, plain))
 
 
 def test_projection_leaves_an_image_that_explains_the_observation(suite):
     truth, measurement = measure(suite, "gaussian_deblur", noise_std=0)
-    sampler = VFM(suite, VFM.Options(projection=True), CPU)
+    sampler = VFM(suite, VFM.Options(projection=True), suite.backbone(CPU))
     assert (sampler._project(truth, measurement) - truth).abs().max() < 1e-6
 
 
 def test_projection_needs_a_linear_task(suite):
     truth, measurement = measure(suite, "hdr")
     with pytest.raises(UserError, match="not linear"):
-        VFM(suite, VFM.Options(projection=True), CPU)._project(truth, measurement)
+        VFM(suite, VFM.Options(projection=True), suite.backbone(CPU))._project(truth, measurement)
 
 
 def test_adapter_refuses_a_problem_it_was_not_trained_on(suite):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.metering import Meter
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.sit import SiT
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ def flow():
     for parameter in network.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
-    return FlowModel(network.double(), (1, 4, 4), 3, Meter(CPU))
+    return NetworkFlow(network.double(), (1, 4, 4), 3, Meter(CPU))
 
 
 @pytest.fixture
@@ -59,6 +59,6 @@ def test_every_branch_is_counted(flow, x):
 
 
 def test_no_null_label_no_guidance(x):
-    flow = FlowModel(torch.nn.Identity(), (1, 4, 4), None, Meter(CPU))
+    flow = NetworkFlow(torch.nn.Identity(), (1, 4, 4), None, Meter(CPU))
     with pytest.raises(ValueError, match="guidance_scale"):
         flow.velocity(x, 0.5, LABEL, 2.0)

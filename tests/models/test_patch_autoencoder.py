@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfmbench.models.execution import Execution
-from vfmbench.models.metering import Meter
+from vfmbench.metering import Meter
 from vfmbench.models.patch_autoencoder import fit_linear, patch_autoencoder, patch_codec, standardise
 
 CPU = torch.device("cpu")
@@ -85,7 +84,7 @@ def test_codec_counts_and_differentiates(images):
     for network in (encoder, decoder):
         torch.nn.init.normal_(network.residual[-1].weight, std=0.1)
     meter = Meter(CPU)
-    codec = patch_codec(encoder.double(), decoder.double(), CPU, meter, Execution())
+    codec = patch_codec(encoder.double(), decoder.double(), CPU, meter)
     latents = codec.encode(images.double())
     assert latents.shape == (6, 4, 8, 8)
     decoded, vjp = codec.decode_with_vjp(latents)

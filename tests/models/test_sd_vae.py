@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from vfmbench.errors import UserError
+from vfmbench.metering import Meter
 from vfmbench.models import sd_vae
-from vfmbench.models.metering import Meter
 from vfmbench.weights.external import ExternalPaths, load_external
 
 CPU = torch.device("cpu")

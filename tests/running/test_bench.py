@@ -69,7 +69,7 @@ def test_bench_counts_evaluations_and_flops(config):
 def test_the_first_call_is_a_warm_up_unless_it_is_long_and_does_not_compile(monkeypatch, config, compiles, slow, calls):
     monkeypatch.setattr("vfmbench.running.bench._ENOUGH_SECONDS", 0.0 if slow else 1e9)
     checked = plan(config(method="pinv"))
-    sampler, made = checked.sampler_class(checked.suite, checked.options, CPU), []
+    sampler, made = checked.sampler(), []
     _measured(lambda: made.append(None), sampler, 1, CPU, compiles)
     assert len(made) == calls
 

@@ -6,28 +6,18 @@ import torch
 
 from vfmbench import RunConfig
 from vfmbench.errors import Status
+from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Samples
-from vfmbench.models.metering import Meter
-from vfmbench.options import SamplerOptions
 from vfmbench.registry import samplers
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
 
 
-class Plugin:
+class Plugin(Sampler):
     """A third party's sampler: noise as images. A subclass decides when it fails."""
 
-    Options = SamplerOptions
-    weights = ()
     largest = 10_000
     rows_seen: list[int]
-
-    def __init__(self, suite, options, device):
-        self.meter = Meter(device)
-
-    @classmethod
-    def supports(cls, task, suite):
-        return True, ""
 
     def sample(self, measurement, num_samples, noise):
         rows = len(measurement) * num_samples

@@ -171,7 +171,7 @@ def test_suites_without_networks_end_with_exit_code_3(capsys, suite, hint, pictu
     assert main([*arguments, "--method", "pinv"]) == 3
     assert "--set data.path=" in capsys.readouterr().err
     built = suites.get(suite)({"data": {"path": str(pictures)}})
-    for build in (built.flow, lambda device: built.weights.sha256("vfm")):
+    for build in (lambda device: built.backbone(device).flow, lambda device: built.weights.sha256("vfm")):
         with pytest.raises(MissingError, match=hint):
             build(torch.device("cpu"))
     assert len(built.task_names) >= 6
@@ -190,6 +190,6 @@ def test_the_codec_of_imagenet256_says_how_to_get_it():
     suite = suites.get("imagenet256")({})
     assert suite.latent_shape == (4, 32, 32)
     assert suite.external_names == ["sd_vae", "inception", "dino", "lpips_alex", "lpips_vgg"]
-    for look in (suite.codec_sha256, lambda: suite.codec(torch.device("cpu"), None)):
+    for look in (suite.codec_sha256, lambda: suite.backbone(torch.device("cpu")).codec):
         with pytest.raises(MissingError, match="vfmbench weights fetch sd_vae"):
             look()

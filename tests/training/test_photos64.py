@@ -15,7 +15,6 @@ from vfmbench.cli import main
 from vfmbench.domains import IMAGES
 from vfmbench.errors import MissingError, UserError
 from vfmbench.methods.stages import VFMStage
-from vfmbench.models.metering import Meter
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
@@ -71,7 +70,7 @@ def test_the_codec_standardises_what_it_was_trained_on(trained, photographs):
     options = {"data": {"path": str(photographs), "held_out": 0.67}, "weights": {"path": str(trained)}}
     suite = suites.get("photos64")(options)
     images = IMAGES.restore(suite.dataset("train").load(range(0, 256, 4))[0])
-    latents = suite.codec(CPU, Meter(CPU)).encode(images)
+    latents = suite.backbone(CPU).codec.encode(images)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=0.02, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=0.02, rtol=0)
 

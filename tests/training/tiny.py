@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from vfmbench.metering import Meter
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.methods.stages import PointVFMStage, VFMStage
 from vfmbench.models.codecs import AutoencoderCodec
-from vfmbench.models.metering import Meter
 from vfmbench.models.networks import flow_network
 from vfmbench.registry import suites
 from vfmbench.training.batches import Batch
@@ -83,8 +83,8 @@ def stage_of(name: str, folder: Path, codec: AutoencoderCodec | None = None, **c
     # As where the feature space is not trained here.
     suite.training = {key: value for key, value in suite.training.items() if key != "features"}
     if codec is not None:
-        suite.latent_shape = (2, 4, 4)
-        suite.codec = lambda device, meter: codec
+        suite._definition = suite._definition.model_copy(update={"latent_shape": (2, 4, 4)})
+        suite.load_codec = lambda backbone: codec
     torch.manual_seed(0)
     weights = weights_of(folder / suite_name, suite_name, suite.latent_shape)
     torch.manual_seed(0)

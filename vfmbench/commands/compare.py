@@ -17,7 +17,7 @@ from vfmbench.running.runner import Run, execute
 
 def main(options: argparse.Namespace) -> int:
     suite = load_suite(options.suite)
-    methods = options.methods or list(suite.methods) or samplers.names()
+    methods = options.methods or list(suite.defaults.methods) or samplers.names()
     tasks = options.tasks or list(suite.task_names)
     pairs = [(method, task) for task in tasks for method in methods]
     cells = [checked_cell(config) for config in run_configs(options, pairs)]

@@ -148,7 +148,7 @@ class _Expansion:
             suite = load_suite(names[0])
         except UserError as error:
             raise self._sweep.located(error, position, {"suite": names[0]}) from None
-        defaults = {"task": list(suite.task_names), "method": list(suite.methods) or samplers.names()}
+        defaults = {"task": list(suite.task_names), "method": list(suite.defaults.methods) or samplers.names()}
         return {**{key: defaults[key] for key in missing}, **axes}
 
     def _config(self, chosen: Mapping[str, Any]) -> RunConfig:

@@ -1,37 +1,16 @@
-"""Codecs between images in [-1, 1] and the latents that a flow lives on."""
+"""A codec that is a pair of networks."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from vfmbench.models.metering import Meter
-
-Vjp = Callable[[Tensor], Tensor]
-
-
-class IdentityCodec:
-    """Pixel space: the latent is the image, and nothing is counted."""
-
-    has_encoder = True
-
-    def encode(self, images: Tensor) -> Tensor:
-        return images
-
-    def encode_with_vjp(self, images: Tensor) -> tuple[Tensor, Vjp]:
-        return images, lambda cotangent: cotangent
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
-
-    def decode_with_vjp(self, latents: Tensor) -> tuple[Tensor, Vjp]:
-        return latents, lambda cotangent: cotangent
+from vfmbench.interfaces import Vjp
+from vfmbench.metering import Meter
 
 
 class AutoencoderCodec:
-    """A pair of networks, counted. All calls are differentiable, and none clamps its images: a data term needs its gradient
+    """A pair of networks, counted; a `vfmbench.interfaces.Codec`. No call clamps its images: a data term needs its gradient
     everywhere.
 
     Args:

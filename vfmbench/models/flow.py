@@ -1,4 +1,4 @@
-"""FlowModel: a network seen as a velocity field and as a flow map, in this project's time convention (t = 1 is noise)."""
+"""A network seen as a velocity field and as a flow map, in this project's time convention (t = 1 is noise)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement
-from vfmbench.models.metering import Meter
+from vfmbench.metering import Meter
 
 
-class FlowModel:
-    """Wraps a network u(x, t, r, label) and counts its evaluations, each guidance branch separately.
+class NetworkFlow:
+    """Wraps a network u(x, t, r, label) and counts its evaluations, each guidance branch separately; a
+    `vfmbench.interfaces.FlowModel`.
 
     Args:
         network: frozen by this class; called as `network(x, t, r, label)` with t and r of shape [B].

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vfmbench.metering import Meter
 from vfmbench.models.codecs import AutoencoderCodec
-from vfmbench.models.execution import Execution
-from vfmbench.models.metering import Meter
+from vfmbench.models.compilation import prepared
+from vfmbench.precision import PLAIN, Execution
 
 _PIECE = 256
 
@@ -190,7 +191,7 @@ def standardise(encoder: PatchEncoder, decoder: PatchDecoder, images: Tensor) ->
 
 
 def patch_codec(
-    encoder: PatchEncoder, decoder: PatchDecoder, device: torch.device, meter: Meter, execution: Execution
+    encoder: PatchEncoder, decoder: PatchDecoder, device: torch.device, meter: Meter, execution: Execution = PLAIN
 ) -> AutoencoderCodec:
     """The codec of both ends, which are moved to `device`."""
-    return AutoencoderCodec(execution.prepare(decoder.to(device)), execution.prepare(encoder.to(device)), meter)
+    return AutoencoderCodec(prepared(decoder.to(device), execution), prepared(encoder.to(device), execution), meter)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vfmbench.errors import UserError
+from vfmbench.metering import Meter
 from vfmbench.models.codecs import AutoencoderCodec
-from vfmbench.models.execution import Execution
-from vfmbench.models.metering import Meter
+from vfmbench.models.compilation import prepared
+from vfmbench.precision import PLAIN, Execution
 from vfmbench.weights.external import ExternalWeights
 
 if TYPE_CHECKING:
@@ -89,17 +90,14 @@ def load_autoencoder(weights: ExternalWeights) -> AutoencoderKL:
     return network
 
 
-def sd_vae_codec(
-    network: AutoencoderKL, device: torch.device, meter: Meter, execution: Execution | None = None
-) -> AutoencoderCodec:
+def sd_vae_codec(network: AutoencoderKL, device: torch.device, meter: Meter, execution: Execution = PLAIN) -> AutoencoderCodec:
     """The codec of a network, which is moved to `device`.
 
     Args:
-        execution: how encoder and decoder run; None: in float32, not compiled.
+        execution: how encoder and decoder run.
     """
-    prepare = (execution or Execution()).prepare
     encoder, decoder = LatentEncoder(network).to(device), LatentDecoder(network).to(device)
-    return AutoencoderCodec(prepare(decoder), prepare(encoder), meter)
+    return AutoencoderCodec(prepared(decoder, execution), prepared(encoder, execution), meter)
 
 
 def _new_name(name: str) -> str:

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vfmbench.config import Precision
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Evaluations
-from vfmbench.models.execution import DTYPES, execution_of, with_execution
+from vfmbench.models.compilation import DTYPES
+from vfmbench.precision import Precision
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.memory import peak_tensor_memory
@@ -91,9 +91,8 @@ def bench(plan: Plan, rate: float, largest_batch: int, random_weights: bool = Fa
         rate: from `matrix_rate` in the plan's precision, so that all methods are held against the same number.
         random_weights: whether the plan's suite has untrained networks; passed on to the result.
     """
-    execution = execution_of(plan.suite)
-    eager_suite = with_execution(plan.suite, replace(execution, compile=False))
-    eager = plan.sampler_class(eager_suite, plan.options, plan.device)
+    execution = plan.execution
+    eager = plan.sampler(replace(execution, compile=False))
     sampler = plan.sampler() if execution.compile else eager
 
     def drawing(batch: int, sampler: Sampler = sampler) -> Callable[[], object]:

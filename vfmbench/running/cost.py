@@ -11,8 +11,8 @@ from dataclasses import asdict
 import pandas as pd
 import torch
 
+from vfmbench.metering import KINDS, Meter
 from vfmbench.metrics.values import mean_value
-from vfmbench.models.metering import KINDS, Meter
 from vfmbench.results.schema import COST, MetricResult, MetricRow, MetricSpec, Section
 
 _COLUMNS = {

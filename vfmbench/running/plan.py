@@ -17,8 +17,9 @@ from vfmbench.interfaces import Dataset, Sampler, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.compute import chosen_metrics, default_metrics
 from vfmbench.metrics.metric import Metric
-from vfmbench.models.execution import Execution, with_execution
-from vfmbench.options import Options, dump, validate
+from vfmbench.models import compilation
+from vfmbench.options import SamplerOptions, dump, validate
+from vfmbench.precision import Execution
 from vfmbench.registry import foreign_source_sha256, load_suite, samplers
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.evaluating import measured
@@ -56,9 +57,10 @@ class Plan:
     task: Task
     dataset: Dataset
     sampler_class: type[Sampler]
-    options: Options
+    options: SamplerOptions
     metrics: Mapping[str, Metric]
     device: torch.device
+    execution: Execution
     batch_size: int
     fresh: bool
 
@@ -67,9 +69,9 @@ class Plan:
         """What the method says of this task, asked once."""
         return Verdict(*self.sampler_class.supports(self.task, self.suite))
 
-    def sampler(self) -> Sampler:
-        """The method, with its networks loaded."""
-        return self.sampler_class(self.suite, self.options, self.device)
+    def sampler(self, execution: Execution | None = None) -> Sampler:
+        """The method, with its networks loaded. Args: execution: how they run; None: as the configuration has it."""
+        return self.sampler_class(self.suite, self.options, self.suite.backbone(self.device, execution or self.execution))
 
     def measure(self, positions: list[int]) -> tuple[Tensor, Measurement]:
         """True images [B,C,H,W] in [-1,1] and their measurement, on the run's device."""
@@ -88,33 +90,29 @@ def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False)
             raise unknown_name("section", section, RUN_SECTIONS, section)
     with about("method"):
         sampler_class = samplers.get(config.method)
-    lacking = [name for name in ("Options", "weights", "supports", "sample") if not hasattr(sampler_class, name)]
-    if lacking:
-        raise UserError(f"The method {config.method!r} lacks {', '.join(lacking)}; see vfmbench.interfaces.Sampler.", "method")
     if suite is None:
         suite = load_suite(config.suite, config.options)
     with about("task"):
         task = suite.task(config.task, config.options.get("task", {}))
-    own = suite.methods.get(config.method, {})
+    own = suite.defaults.methods.get(config.method, {})
     with about("preset"):
         preset = _preset(sampler_class, config, task, suite)
     chosen = {**own, **preset, **config.options.get("method", {})}
     options = validate(sampler_class.Options, chosen, "method.")
     if "label" in config.options.get("method", {}) and not suite.num_classes:
         raise UserError(f"method.label: the suite {suite.name} has no classes; leave the option out.", "method.label")
-    usual = suite.metric_names or default_metrics(suite.domain)
+    usual = suite.defaults.metrics or default_metrics(suite.domain)
     with about("metrics"):
         metrics = chosen_metrics(usual if config.metrics is None else config.metrics)
     device = torch.device("cpu") if elsewhere else choose_device(config.device)
     execution = Execution(config.precision, config.compile)
     with about("precision"):
         if not elsewhere:
-            execution.check(device)
-        suite = with_execution(suite, execution)
+            compilation.check(execution, device)
     weights = _weight_hashes(suite, config.split, sampler_class)
     with about("data"):
         dataset = suite.dataset(config.split)
-    num_images = config.num_images or min(suite.num_images, len(dataset))
+    num_images = config.num_images or min(suite.defaults.num_images, len(dataset))
     if num_images > len(dataset):
         message = f"--num-images: the {config.split} split of {suite.name} has {len(dataset)} images, not {num_images}."
         raise UserError(message, "num_images")
@@ -124,7 +122,7 @@ def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False)
             "suite": suite.name,
             "task": task.name,
             "num_images": num_images,
-            "samples": config.samples or suite.num_samples,
+            "samples": config.samples or suite.defaults.num_samples,
         },
         suite_options=dict(suite.data_options),
         dataset_sha256=dataset.sha256,
@@ -144,7 +142,8 @@ def plan(config: RunConfig, suite: Suite | None = None, elsewhere: bool = False)
         options=options,
         metrics=metrics,
         device=device,
-        batch_size=config.batch_size or suite.batch_size,
+        execution=execution,
+        batch_size=config.batch_size or suite.defaults.batch_size,
         fresh=config.fresh,
     )
 
@@ -192,8 +191,7 @@ def _preset(sampler_class: type[Sampler], config: RunConfig, task: Task, suite: 
         raise UserError(f"--preset: there is no file {config.preset}.")
     if not from_file and config.preset not in PRESETS:
         raise unknown_name("preset", config.preset, [*PRESETS, "FILE.yaml"])
-    preset = getattr(sampler_class, "preset", None)
-    return {} if preset is None else preset(config.preset, config.method, task, suite)
+    return sampler_class.preset(config.preset, config.method, task, suite)
 
 
 def _plugin_hashes(*classes: type) -> dict[str, str]:

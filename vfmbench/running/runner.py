@@ -15,7 +15,6 @@ from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import Sampler
 from vfmbench.metrics.compute import compute_metrics, stale_metrics
-from vfmbench.models.execution import execution_of
 from vfmbench.provenance import environment, now
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.cost import cost_metrics, costs_current, summarise
@@ -90,7 +89,7 @@ def new_session(plan: Plan, images: int, metrics: Sequence[str]) -> dict[str, An
         "images": images,
         "batch_size": plan.batch_size,
         "metrics": list(metrics),
-        "compile": execution_of(plan.suite).compile,
+        "compile": plan.execution.compile,
         **environment(plan.device),
     }
 

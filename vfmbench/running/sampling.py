@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Measurement, Samples
-from vfmbench.models.execution import execution_of
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.plan import Plan
@@ -35,7 +34,7 @@ def sample_images(plan: Plan, sampler: Sampler, todo: list[int], session: int, p
     """
     planned, samples = plan.identity.num_images, plan.identity.samples
     rows, warm, waiting = plan.batch_size, False, list(todo)
-    compiled_sizes = set[int]() if execution_of(plan.suite).compile else None
+    compiled_sizes = set[int]() if plan.execution.compile else None
     progress(planned - len(waiting), planned)
     with ShardWriter(Shards(plan.store.directory)) as writer:
         while waiting:
@@ -161,10 +160,9 @@ def _effective(parts: list[Samples], samples: int) -> Tensor | None:
 
 def _prior(plan: Plan, sampler: Sampler, measurement: Measurement, samples: int) -> Tensor | None:
     """One draw from the method's own prior beside each posterior sample, [B,S,C,H,W]; not part of the cost."""
-    draw = getattr(sampler, "sample_prior", None)
-    if draw is None:
-        return None
     rows = sample_rows(measurement.index, range(samples))
-    draws = draw(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
+    draws = sampler.sample_prior(PhiloxNoise(plan.identity.seed, PRIOR_STREAM, *rows))
+    if draws is None:
+        return None
     # Kept as they are: the metrics of a prior refuse draws that are not finite.
     return plan.suite.domain.store(draws).unflatten(0, (-1, samples))

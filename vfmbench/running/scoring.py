@@ -63,7 +63,7 @@ def score_run(
     store = RunStore(directory)
     identity = _identity(store)
     suite, dataset = _suite_of(identity, options)
-    chosen = chosen_metrics(suite.metric_names or default_metrics(suite.domain) if metrics is None else metrics)
+    chosen = chosen_metrics(suite.defaults.metrics or default_metrics(suite.domain) if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
         stored = len(Shards(store.directory).finished())

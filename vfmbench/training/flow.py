@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vfmbench.domains import IMAGES
 from vfmbench.interfaces import Suite
+from vfmbench.metering import Meter
 from vfmbench.metrics.frechet import frechet_distance
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.networks import flow_network
 from vfmbench.models.sit import expand_sit_size
 from vfmbench.randomness import PhiloxNoise
@@ -116,7 +116,7 @@ class FlowStage(LatentStage):
         space_name = self.suite.feature_space_names[0]
         space = self.suite.feature_space(space_name, self.device)
         meter = Meter(self.device)
-        flow = FlowModel(ema["flow"], self.suite.latent_shape, self.suite.num_classes, meter)
+        flow = NetworkFlow(ema["flow"], self.suite.latent_shape, self.suite.num_classes, meter)
         truth, labels = [], []
         features: dict[str, list[Tensor]] = {"1": [], "50": []}
         classes: dict[str, list[Tensor]] = {"1": [], "50": []}
@@ -155,7 +155,7 @@ class FlowMatchingStage(FlowStage):
     options: Options
 
 
-def _euler(flow: FlowModel, x: Tensor, label: Tensor, steps: int) -> Tensor:
+def _euler(flow: NetworkFlow, x: Tensor, label: Tensor, steps: int) -> Tensor:
     for step in range(steps):
         x = x - flow.velocity(x, 1 - step / steps, label) / steps
     return x

@@ -11,9 +11,7 @@ from pydantic import Field
 from rich.console import Console
 from torch import Tensor
 
-from vfmbench.interfaces import Suite
-from vfmbench.models.codecs import IdentityCodec
-from vfmbench.models.metering import Meter
+from vfmbench.interfaces import IdentityCodec, Suite
 from vfmbench.training.batches import split_in_pieces
 from vfmbench.training.latents import LatentCache
 from vfmbench.training.processes import Processes
@@ -38,7 +36,7 @@ class ImageStage(Stage):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self._codec = self.suite.codec(self.device, Meter(self.device))
+        self._codec = self.suite.backbone(self.device).codec
         self._cache: LatentCache | None = None
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from vfmbench.domains import IMAGES
 from vfmbench.files import replace_file
-from vfmbench.interfaces import Dataset
+from vfmbench.interfaces import Codec, Dataset
 from vfmbench.training.processes import Processes
 
 _IMAGES_IN_FILE = 2048
@@ -30,7 +29,7 @@ class LatentCache:
         codec: encoder and decoder; its networks are its attributes.
     """
 
-    def __init__(self, root: Path, dataset: Dataset, codec: Any, shape: tuple[int, int, int], device: torch.device):
+    def __init__(self, root: Path, dataset: Dataset, codec: Codec, shape: tuple[int, int, int], device: torch.device):
         self._dataset, self._codec, self._shape, self._device = dataset, codec, shape, device
         key = hashlib.sha256(f"{dataset.sha256}/{_weights_hash(codec)}/{_IMAGES_IN_FILE}".encode()).hexdigest()
         self.folder = root / f"latents-{key[:12]}"
@@ -81,7 +80,7 @@ def _write(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def _weights_hash(codec: Any) -> str:
+def _weights_hash(codec: Codec) -> str:
     """SHA-256 over the parameters of all networks that the codec holds."""
     digest = hashlib.sha256()
     for name, network in sorted(vars(codec).items()):

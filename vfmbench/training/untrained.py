@@ -24,14 +24,13 @@ def untrained(suite: Suite) -> Iterator[Suite]:
 
     For timing only: its samples are worth nothing. The weights lie in a temporary folder until the context ends.
 
-    Raises UserError for a suite without training stages, or of a third party that offers no `for_timing`.
+    Raises UserError for a suite without training stages.
     """
-    for_timing = getattr(suite, "for_timing", None)
-    if not suite.training or for_timing is None:
+    if not suite.training:
         raise UserError(f"The suite {suite.name} has no training stages whose networks could be timed untrained.")
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         torch.manual_seed(0)
-        result = for_timing().with_weights(Path(folder))
+        result = suite.for_timing().with_weights(Path(folder))
         for name, section in suite.training.items():
             stage_class = stage_registry.get(section.get("objective", name))
             own = {key: value for key, value in section.items() if key != "objective"}

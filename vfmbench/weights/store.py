@@ -144,3 +144,13 @@ class WeightStore:
         if not isinstance(manifest, dict):
             raise MissingError(f"{path} is damaged: it is not a mapping. {self.hint}")
         return manifest
+
+
+class NoWeights(WeightStore):
+    """The store of a suite without networks. Args: hint: the error for any weights that are asked for."""
+
+    def __init__(self, hint: str):
+        super().__init__(Path(), hint)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        raise MissingError(self.hint)

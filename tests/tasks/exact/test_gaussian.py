@@ -10,8 +10,8 @@ from torch.distributions import MultivariateNormal
 
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.metering import Meter
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks.exact import GaussianPrior, random_gaussian
 from vfmbench.tasks.operators import MatrixOperator
@@ -148,7 +148,7 @@ def test_flow_map_composes():
 
 def test_velocity_serves_as_a_flow_model():
     prior = random_gaussian(3)
-    flow = FlowModel(prior.velocity(), (3, 1, 1), None, Meter(torch.device("cpu")))
+    flow = NetworkFlow(prior.velocity(), (3, 1, 1), None, Meter(torch.device("cpu")))
     x = random(5, 3, 1, 1).float()
     label = torch.zeros(5, dtype=torch.int64)
     velocity, vjp = flow.velocity_with_vjp(x, 0.5, label)

@@ -12,8 +12,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.metering import Meter
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.tasks.exact import MixturePrior, grid_mixture
 from vfmbench.tasks.operators import MatrixOperator
@@ -157,7 +157,7 @@ def test_velocity_is_differentiable_and_keeps_float32():
     single = network(x.detach().float(), t.float(), t.float(), None)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), network(x.detach(), t, t, None), atol=1e-5, rtol=1e-5)
-    flow = FlowModel(network, (3, 1, 1), None, Meter(torch.device("cpu")))
+    flow = NetworkFlow(network, (3, 1, 1), None, Meter(torch.device("cpu")))
     velocity, vjp = flow.velocity_with_vjp(x.detach().float(), 0.5, torch.zeros(4, dtype=torch.int64))
     assert vjp(velocity).shape == velocity.shape
 

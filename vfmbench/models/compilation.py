@@ -1,66 +1,38 @@
-"""How a suite's networks are executed: in which precision, and whether compiled. State, noise and losses stay float32."""
+"""Networks in half precision and compiled, as a run's `vfmbench.precision.Execution` asks."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vfmbench.config import Precision
 from vfmbench.errors import UserError
-from vfmbench.interfaces import Suite
+from vfmbench.precision import PLAIN, Execution
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How networks run: flow, adapter and codec alike, forwards and gradients.
-
-    Attributes:
-        precision: of matrix products, convolutions and attention, by autocast; all that goes in and comes out is float32.
-        compile: compile each network for every shape that it meets, on CUDA into CUDA graphs where no gradient is asked for.
-    """
-
-    precision: Precision = "float32"
-    compile: bool = False
-
-    def check(self, device: torch.device) -> None:
-        """Raises UserError for a precision that the device does not compute in."""
-        cuda = device.type == "cuda"
-        if self.precision == "float16" and not cuda:
-            raise UserError("--precision float16 needs a CUDA device; take float32 or bfloat16 on a CPU.")
-        if self.precision == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-            name = torch.cuda.get_device_name(device)
-            raise UserError(f"--precision bfloat16: {name} does not compute in it; take float16 or float32.")
-
-    def prepare(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be called; the given one is left as it is. Move it to its device first."""
-        if self == Execution():
-            return network
-        if self.compile:
-            # What was compiled for the networks of an earlier run counts towards a limit, beyond which nothing is compiled.
-            torch.compiler.reset()
-        return PreparedNetwork(network, self)
+def check(execution: Execution, device: torch.device) -> None:
+    """Raises UserError for a precision that the device does not compute in."""
+    cuda = device.type == "cuda"
+    if execution.precision == "float16" and not cuda:
+        raise UserError("--precision float16 needs a CUDA device; take float32 or bfloat16 on a CPU.")
+    if execution.precision == "bfloat16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision bfloat16: {name} does not compute in it; take float16 or float32.")
 
 
-def execution_of(suite: Suite) -> Execution:
-    """How the suite's networks are to run; a third party's suite need not say."""
-    return getattr(suite, "execution", Execution())
-
-
-def with_execution(suite: Suite, execution: Execution) -> Suite:
-    """The same suite, whose networks run so. Raises UserError for a third party's suite that has no such choice."""
-    if execution_of(suite) == execution:
-        return suite
-    change = getattr(suite, "with_execution", None)
-    if change is None:
-        raise UserError(f"--precision and --compile: the suite {suite.name} runs its networks in its own way.")
-    return change(execution)
+def prepared(network: nn.Module, execution: Execution) -> nn.Module:
+    """The network as it is to be called; the given one is left as it is. Move it to its device first."""
+    if execution == PLAIN:
+        return network
+    if execution.compile:
+        # What was compiled for the networks of an earlier run counts towards a limit, beyond which nothing is compiled.
+        torch.compiler.reset()
+    return PreparedNetwork(network, execution)
 
 
 class PreparedNetwork(nn.Module):

@@ -9,12 +9,14 @@ from torch import nn
 from vfmbench.baselines.latent_daps import LatentDAPS
 from vfmbench.config import RunConfig, RunIdentity
 from vfmbench.errors import UserError
+from vfmbench.interfaces import Suite
+from vfmbench.metering import Meter
 from vfmbench.methods.adapter import NoiseAdapter
 from vfmbench.models.codecs import AutoencoderCodec
-from vfmbench.models.execution import Execution, execution_of, with_execution
-from vfmbench.models.flow import FlowModel
-from vfmbench.models.metering import Meter
+from vfmbench.models.compilation import check, prepared
+from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.sit import SiT
+from vfmbench.precision import PLAIN, Execution
 from vfmbench.registry import suites
 from vfmbench.running.plan import plan
 
@@ -65,15 +67,15 @@ def first(output):
 
 def test_float32_without_compilation_is_the_network_itself():
     network = sit()
-    assert Execution().prepare(network) is network
+    assert prepared(network, Execution()) is network
 
 
 @pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("kind", ["flow", "adapter", "decoder"])
 def test_half_precision_is_autocast_with_float32_outside(kind, precision):
     network, arguments = calls()[kind]
-    prepared = Execution(precision).prepare(network)
-    output = prepared(*arguments)
+    half = prepared(network, Execution(precision))
+    output = half(*arguments)
     with torch.autocast("cpu", HALVES[precision]):
         plain = network(*arguments)
     for part, expected in zip(*(out if isinstance(out, tuple) else (out,) for out in (output, plain)), strict=True):
@@ -89,8 +91,8 @@ def test_half_precision_is_autocast_with_float32_outside(kind, precision):
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_guided_velocity_and_its_gradient_in_bfloat16(scale):
     network, x, cotangent = sit(), inputs(1, 8, 8), inputs(1, 8, 8, seed=2)
-    exact = FlowModel(copy.deepcopy(network).double(), (1, 8, 8), 3, Meter(CPU))
-    half = FlowModel(Execution("bfloat16").prepare(network), (1, 8, 8), 3, Meter(CPU))
+    exact = NetworkFlow(copy.deepcopy(network).double(), (1, 8, 8), 3, Meter(CPU))
+    half = NetworkFlow(prepared(network, Execution("bfloat16")), (1, 8, 8), 3, Meter(CPU))
     velocity, vjp = half.velocity_with_vjp(x, 0.4, LABEL, scale)
     expected, expected_vjp = exact.velocity_with_vjp(x.double(), 0.4, LABEL, scale)
     gradient, expected_gradient = vjp(cotangent), expected_vjp(cotangent.double())
@@ -106,7 +108,7 @@ def test_gradients_of_any_size_survive_a_decoder_in_half_precision(precision, si
     network, latents, cotangent = decoder(), inputs(4, 4, 4), size * inputs(1, 4, 4, seed=2)
     exact = AutoencoderCodec(copy.deepcopy(network).double(), None, Meter(CPU))
     expected = exact.decode_with_vjp(latents.double())[1](cotangent.double())
-    images, vjp = AutoencoderCodec(Execution(precision).prepare(network), None, Meter(CPU)).decode_with_vjp(latents)
+    images, vjp = AutoencoderCodec(prepared(network, Execution(precision)), None, Meter(CPU)).decode_with_vjp(latents)
     gradient = vjp(cotangent)
     assert images.dtype == gradient.dtype == torch.float32
     assert (gradient - expected).norm() < 0.03 * expected.norm()
@@ -120,7 +122,7 @@ def test_without_scaling_float16_would_lose_them():
 
 
 def test_one_row_does_not_set_the_range_of_another():
-    codec = AutoencoderCodec(Execution("float16").prepare(decoder()), None, Meter(CPU))
+    codec = AutoencoderCodec(prepared(decoder(), Execution("float16")), None, Meter(CPU))
     latents, cotangent = inputs(4, 4, 4), inputs(1, 4, 4, seed=2)
     expected = codec.decode_with_vjp(latents)[1](cotangent)
     cotangent[0] *= 2.0**40
@@ -139,27 +141,19 @@ def test_a_precision_that_the_device_lacks(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old device")
     with pytest.raises(UserError, match="an old device does not compute in it"):
-        Execution("bfloat16").check(torch.device("cuda"))
-    Execution("bfloat16").check(CPU)
-    Execution("float16").check(torch.device("cuda"))
+        check(Execution("bfloat16"), torch.device("cuda"))
+    check(Execution("bfloat16"), CPU)
+    check(Execution("float16"), torch.device("cuda"))
 
 
-def test_a_suite_hands_its_execution_to_its_networks():
-    suite, half = suites.get("digits")({}), Execution("bfloat16")
-    changed = with_execution(suite, half)
-    assert (execution_of(suite), execution_of(changed)) == (Execution(), half)
-    assert type(suite.flow(CPU).network) is SiT
-    assert changed.flow(CPU).network.network.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
-    assert with_execution(changed, half) is changed
-
-
-def test_a_third_partys_suite_without_a_choice():
-    class Foreign:
-        name = "foreign"
-
-    assert with_execution(Foreign(), Execution()).name == "foreign"
-    with pytest.raises(UserError, match="foreign runs its networks in its own way"):
-        with_execution(Foreign(), Execution("bfloat16"))
+def test_a_suite_runs_its_networks_as_its_backbone_says():
+    suite = suites.get("digits")({})
+    backbone = suite.backbone(CPU)
+    assert type(backbone.flow.network) is SiT
+    half = backbone.under(Execution("bfloat16"))
+    assert half.flow.network.network.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert half.meter is backbone.meter
+    assert type(half.under(PLAIN).flow.network) is SiT
 
 
 IDENTITY = {
@@ -201,22 +195,18 @@ def test_unknown_precision():
         RunConfig(method="vfm", task="denoise", precision="float8")
 
 
-class Autoencoding:
+class Autoencoding(Suite):
     """What Latent DAPS takes from a suite, with a decoder of random weights."""
 
-    name, latent_shape, num_classes, execution = "autoencoding", (4, 4, 4), 3, Execution()
+    name, task_names, image_shape, latent_shape, num_classes = "autoencoding", (), (1, 4, 4), (4, 4, 4), 3
+    dataset = task = None
 
-    def flow(self, device):
+    def load_flow(self, backbone):
         network = SiT(4, 2, 4, hidden_size=16, depth=1, dmf_depth=1, num_heads=2, num_classes=3)
-        return FlowModel(self.execution.prepare(randomised(network)), self.latent_shape, 3, Meter(device))
+        return NetworkFlow(prepared(randomised(network), backbone.execution), self.latent_shape, 3, backbone.meter)
 
-    def codec(self, device, meter):
-        return AutoencoderCodec(self.execution.prepare(decoder()), None, meter)
-
-    def with_execution(self, execution):
-        other = copy.copy(self)
-        other.execution = execution
-        return other
+    def load_codec(self, backbone):
+        return AutoencoderCodec(prepared(decoder(), backbone.execution), None, backbone.meter)
 
 
 def test_the_curvature_that_daps_measures_is_not_rounding():
@@ -226,7 +216,8 @@ def test_the_curvature_that_daps_measures_is_not_rounding():
     measurement = blur.measure(inputs(1, 4, 4).tanh(), LABEL, torch.arange(4), 0)
 
     def curvature(execution, exact=True):
-        sampler = LatentDAPS(with_execution(Autoencoding(), execution), LatentDAPS.Options(), CPU)
+        suite = Autoencoding()
+        sampler = LatentDAPS(suite, LatentDAPS.Options(), suite.backbone(CPU, execution))
         if not exact:
             sampler._exact_codec = sampler.codec
         return sampler._largest_curvature(inputs(4, 4, 4, seed=3), measurement, None)[0]
@@ -241,7 +232,7 @@ def test_the_curvature_that_daps_measures_is_not_rounding():
 def test_compiled_networks_give_the_same(precision):
     network, x, cotangent = sit(), inputs(1, 8, 8), inputs(1, 8, 8, seed=2)
     compiled, eager = (
-        FlowModel(Execution(precision, compile=compiles).prepare(network), (1, 8, 8), 3, Meter(CPU))
+        NetworkFlow(prepared(network, Execution(precision, compile=compiles)), (1, 8, 8), 3, Meter(CPU))
         for compiles in (True, False)
     )
     tolerance = 1e-5 if precision == "float32" else 0.06
