@@ -51,7 +51,7 @@ def test_it_runs_where_the_posterior_is_known():
 def test_mixture_of_the_harness_by_name():
     """Samples of a registered suite: shares of the modes against their weights, and alone as in a batch."""
     suite = suites.get("mixture")({})
-    sampler = samplers.get("exact")(suite, SamplerOptions(), CPU)
+    sampler = samplers.get("exact")(suite, SamplerOptions(), suite.backbone(CPU))
     task = suite.task("linear_observation", {})
     points, label = suite.dataset("test").load(range(3))
 

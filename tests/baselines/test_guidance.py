@@ -242,7 +242,7 @@ def test_zero_strength_on_digits(digits, name, off):
     sampler_class = samplers.get(name)
     noise = PhiloxNoise(0, "sampling", *sample_rows(measurement.index, range(2)))
     images, free = (
-        cls(suite, validate(cls.Options, {"steps": 25, **options}), CPU).sample(measurement, 2, noise).images
+        cls(suite, validate(cls.Options, {"steps": 25, **options}), suite.backbone(CPU)).sample(measurement, 2, noise).images
         for cls, options in ((sampler_class, off), (samplers.get("unguided"), {}))
     )
     assert images.dtype == torch.float32
