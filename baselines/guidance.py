@@ -194,17 +194,6 @@ class Solver(Sampler):
         """
         return cls.original(task.problem) if name == "original" else tuned_options(name, method, task, suite)
 
-    @abstractmethod
-    def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
-        """The solver's steps, one sample a row of the measurement; the last state is the result."""
-
-    def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
-        state = torch.empty(0)
-        for step in self.trajectory(self.conditioned(measurement.repeat(num_samples)), noise):
-            state = step.state
-        shape = (len(measurement), num_samples)
-        return Samples(self.codec.decode(state).unflatten(0, shape), state.unflatten(0, shape))
-
     def conditioned(self, measurement: Measurement) -> Measurement:
         """The measurement with the labels that the network is given. Raises UserError for an image without a label."""
         return self.flow.relabelled(measurement, null=self.options.label == "null")
@@ -240,7 +229,22 @@ def draws(noise: NoiseSource, shape: tuple[int, ...], at_once: int = 1) -> Draw:
     return lambda: next(stream)
 
 
-class GuidanceSampler(Solver):
+class TrajectorySampler(Solver):
+    """Base of the solvers that bring noise to the result step by step."""
+
+    @abstractmethod
+    def trajectory(self, measurement: Measurement, noise: NoiseSource) -> Iterator[Step]:
+        """The solver's steps, one sample a row of the measurement; the last state is the result."""
+
+    def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
+        state = torch.empty(0)
+        for step in self.trajectory(self.conditioned(measurement.repeat(num_samples)), noise):
+            state = step.state
+        shape = (len(measurement), num_samples)
+        return Samples(self.codec.decode(state).unflatten(0, shape), state.unflatten(0, shape))
+
+
+class GuidanceSampler(TrajectorySampler):
     """Base of the solvers that follow the prior's ODE once: a subclass says in `step` how one step from t to t' goes."""
 
     Options: ClassVar[type[GuidanceOptions]] = GuidanceOptions

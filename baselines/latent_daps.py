@@ -16,7 +16,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.baselines.guidance import Draw, Solver, SolverOptions, Step, draws, interpolate, norms, per_sample, unit
+from vfmbench.baselines.guidance import (
+    Draw,
+    SolverOptions,
+    Step,
+    TrajectorySampler,
+    draws,
+    interpolate,
+    norms,
+    per_sample,
+    unit,
+)
 from vfmbench.interfaces import Backbone, Suite
 from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.precision import PLAIN
@@ -33,7 +43,7 @@ def noise_levels(first: float, last: float, count: int) -> list[float]:
     return [(ends[0] + k / (count - 1) * (ends[1] - ends[0])) ** 7 for k in range(count)]
 
 
-class LatentDAPS(Solver):
+class LatentDAPS(TrajectorySampler):
     """Latent DAPS: Langevin steps on the posterior of the clean latent at each noise level.
 
     For each level sigma: clean <- ODE(x); theta <- clean; repeat
