@@ -167,11 +167,11 @@ def _suite(name: str) -> Suite:
     suite.task_names, suite.training = problems, {}
     suite.task = lambda problem, options: _Task(problem, suite.image_shape)
     if name == "digits":
-        suite.latent_shape = (2, 4, 4)
+        suite._definition = suite._definition.model_copy(update={"latent_shape": (2, 4, 4)})
         decoder, encoder = nn.ConvTranspose2d(2, 1, 2, stride=2), nn.Conv2d(1, 2, 2, stride=2)
         _fill(decoder, 1), _fill(encoder, 2)
         codec = AutoencoderCodec(decoder, encoder, Meter(CPU))
-        suite.codec = lambda device, meter: codec
+        suite.load_codec = lambda backbone: codec
     return suite
 
 
