@@ -164,14 +164,16 @@ def _suite(name: str) -> Suite:
     """The real data, under tasks and a codec of this module."""
     suite: Any = suites.get(name)({})
     problems = ["full", "half", "mask"] if name == "digits" else ["half"]
-    suite.task_names, suite.training = problems, {}
+    changes: dict[str, Any] = {"tasks": {problem: {} for problem in problems}}
+    suite.training = {}
     suite.task = lambda problem, options: _Task(problem, suite.image_shape)
     if name == "digits":
-        suite._definition = suite._definition.model_copy(update={"latent_shape": (2, 4, 4)})
+        changes["latent_shape"] = (2, 4, 4)
         decoder, encoder = nn.ConvTranspose2d(2, 1, 2, stride=2), nn.Conv2d(1, 2, 2, stride=2)
         _fill(decoder, 1), _fill(encoder, 2)
         codec = AutoencoderCodec(decoder, encoder, Meter(CPU))
         suite.load_codec = lambda backbone: codec
+    suite._definition = suite._definition.model_copy(update=changes)
     return suite
 
 
