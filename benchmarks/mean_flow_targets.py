@@ -29,6 +29,7 @@ from vfmbench.models.networks import flow_network
 from vfmbench.registry import suites
 from vfmbench.training.mean_flow import (
     MeanFlowOptions,
+    Tangent,
     adaptive_scale,
     draw_fm_time,
     draw_mean_flow_times,
@@ -38,7 +39,8 @@ from vfmbench.training.mean_flow import (
 
 CPU = torch.device("cpu")
 BATCH, EVERY, LEARNING_RATE, TRAINING_PATCHES = 64, 50, 5e-4, 12_000
-TARGETS = ("conditional", "network", "none", "self", "lagrangian", "semigroup")
+TANGENTS: tuple[Tangent, ...] = ("conditional", "network", "none")
+TARGETS = (*TANGENTS, "self", "lagrangian", "semigroup")
 
 
 def rows(time: Tensor) -> Tensor:
@@ -51,8 +53,9 @@ def labels(x: Tensor) -> Tensor:
 
 def loss_of(target: str, network: nn.Module, x: Tensor, z: Tensor, t: Tensor, r: Tensor) -> Tensor:
     """The squared distance of u(x_t,t,r) to a target, [B]."""
-    if target in ("conditional", "network", "none"):
-        return mean_flow_loss(network, x, z, t, r, labels(x), 0, 0.0, target)
+    for tangent in TANGENTS:
+        if target == tangent:
+            return mean_flow_loss(network, x, z, t, r, labels(x), 0, 0.0, tangent)
     x_t, label = torch.lerp(x, z, rows(t)), labels(x)
 
     def average(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ def loss_of(target: str, network: nn.Module, x: Tensor, z: Tensor, t: Tensor, r:
             directions = (v, torch.ones_like(t), torch.zeros_like(r))
             wanted = v - rows(t - r) * torch.func.jvp(average, (x_t, t, r), directions)[1]
         elif target == "lagrangian":
-            u, derivative = torch.func.jvp(lambda r: average(x_t, t, r), (r,), (torch.ones_like(r),))
+            u, derivative = torch.func.jvp(lambda r: average(x_t, t, r), (r,), (torch.ones_like(r),))[:2]
             wanted = average(x_t - rows(t - r) * u, r, r) + rows(t - r) * derivative
         else:
             middle = (t + r) / 2

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from vfmbench.methods.linear_gaussian import (
+from linear_gaussian import (
     AffineFlow,
     AffineGaussian,
     LinearGaussian,
     adapter_precision,
+    fit,
     hadamard_gap,
     joint_flow,
     kl_divergence,
@@ -32,10 +31,11 @@ from vfmbench.methods.linear_gaussian import (
     random_orthogonal,
     regressed_flow,
     symmetric_root,
-    train,
     transport_flow,
     wasserstein,
 )
+from torch import Tensor
+
 from vfmbench.randomness import PhiloxNoise, sample_rows
 
 SHAPES = ((2, 1), (4, 2), (8, 4))
@@ -104,7 +104,7 @@ def adapter_rows() -> Iterator[list[str]]:
             flow = random_transport(problem, generator)
             for tau in TRAINED_TAUS if full_objective else (math.inf,):
                 precision = adapter_precision(problem, flow.weight, tau)
-                (_, full), (_, diagonal) = (train(problem, tau, flow, "adapter", kind, generator) for kind in (False, True))
+                (_, full), (_, diagonal) = (fit(problem, tau, flow, "adapter", kind, generator) for kind in (False, True))
                 induced = torch.linalg.inv(torch.linalg.inv(problem.covariance) + problem.misfit_precision(tau))
                 losses = [objective(problem, flow, q, tau).item() for q in (full, diagonal)]
                 rows.append(
@@ -146,13 +146,13 @@ def joint_training_rows() -> Iterator[list[str]]:
             best_fixed = objective(problem, fixed, optimal_adapter(problem, fixed, tau, False), tau).item()
             best_joint = objective(problem, joint, optimal_adapter(problem, joint, tau, False), tau).item()
             for _ in range(STARTS[d]):
-                flow, q = train(problem, tau, random_transport(problem, generator), "rotation", True, generator)
+                flow, q = fit(problem, tau, random_transport(problem, generator), "rotation", True, generator)
                 precision = adapter_precision(problem, flow.weight, tau)
                 excess["rotation"].append(abs(objective(problem, flow, q, tau).item() - best_fixed))
                 excess["off"].append(relative(torch.diag(precision.diagonal()), precision))
                 for kind in ("full", "diagonal"):
                     weight, bias = torch.randn(d + 1, d, generator=generator, dtype=torch.float64).split([d, 1])
-                    flow, q = train(problem, tau, AffineFlow(weight, bias[0]), "joint", kind == "diagonal", generator)
+                    flow, q = fit(problem, tau, AffineFlow(weight, bias[0]), "joint", kind == "diagonal", generator)
                     excess[kind].append(abs(objective(problem, flow, q, tau).item() - best_joint))
                     excess["flow"].append(relative(flow.weight @ flow.weight.T, joint.weight @ joint.weight.T))
                     excess["rank"].append(torch.linalg.matrix_rank(flow.weight, rtol=1e-4).item())
@@ -247,7 +247,7 @@ def no_transport_rows() -> Iterator[list[str]]:
         for problem, generator in problems(1):
             flow = random_transport(problem, generator)
             flow = AffineFlow(0.8 * flow.weight, flow.bias)
-            pair = [train(problem, tau, flow, "adapter", kind, generator)[1].through(flow) for kind in errors]
+            pair = [fit(problem, tau, flow, "adapter", kind, generator)[1].through(flow) for kind in errors]
             for kind, samples in zip(errors, pair, strict=True):
                 errors[kind].append(mean_error(problem, samples))
             between.append(mean_distance(problem, *pair))
@@ -316,12 +316,12 @@ def sampled_rows() -> Iterator[list[str]]:
     problem = LinearGaussian.random(4, 2, 0.5, generator)
     transport, start = random_transport(problem, generator), random_transport(problem, generator)
     models = [
-        ("K, b and q; full S; tau = 0.5", *train(problem, 0.5, start, "joint", False, generator)),
-        ("K, b and q; diagonal S; tau = 0.5", *train(problem, 0.5, start, "joint", True, generator)),
-        ("rotation and q; diagonal S; tau = 0.5", *train(problem, 0.5, transport, "rotation", True, generator)),
-        ("rotation and q; diagonal S; tau = inf", *train(problem, math.inf, transport, "rotation", True, generator)),
-        ("q; full S; tau = inf", *train(problem, math.inf, transport, "adapter", False, generator)),
-        ("q; diagonal S; tau = inf", *train(problem, math.inf, transport, "adapter", True, generator)),
+        ("K, b and q; full S; tau = 0.5", *fit(problem, 0.5, start, "joint", False, generator)),
+        ("K, b and q; diagonal S; tau = 0.5", *fit(problem, 0.5, start, "joint", True, generator)),
+        ("rotation and q; diagonal S; tau = 0.5", *fit(problem, 0.5, transport, "rotation", True, generator)),
+        ("rotation and q; diagonal S; tau = inf", *fit(problem, math.inf, transport, "rotation", True, generator)),
+        ("q; full S; tau = inf", *fit(problem, math.inf, transport, "adapter", False, generator)),
+        ("q; diagonal S; tau = inf", *fit(problem, math.inf, transport, "adapter", True, generator)),
     ]
     index = torch.arange(OBSERVATIONS)
     (d, k), posterior = problem.operator.T.shape, problem.posterior()

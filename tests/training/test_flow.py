@@ -5,7 +5,7 @@ import torch
 
 from vfmbench.training import flow
 
-from .tiny import stage_of
+from .tiny import batch_of, stage_of
 
 
 def gaps_at(stage, step, monkeypatch):
@@ -18,7 +18,7 @@ def gaps_at(stage, step, monkeypatch):
         return real(network, x, z, t, r, *rest)
 
     monkeypatch.setattr(flow, "mean_flow_loss", spy)
-    stage.loss(step, torch.Generator().manual_seed(step), {})
+    stage.loss(batch_of(stage, step), {})
     monkeypatch.setattr(flow, "mean_flow_loss", real)
     return seen[0]
 
@@ -36,7 +36,9 @@ def test_the_largest_gap_grows_linearly_and_then_stays(tmp_path, monkeypatch, st
 
 
 def test_without_adaptive_scaling_the_loss_is_the_mean_of_the_squared_errors(tmp_path):
-    loss, terms = stage_of("flow", tmp_path, adaptive_power=0.0, flow_matching_share=1.0).loss(0, torch.Generator(), {})
+    unscaled = stage_of("flow", tmp_path, adaptive_power=0.0, flow_matching_share=1.0)
+    loss, terms = unscaled.loss(batch_of(unscaled), {})
     assert loss.item() == pytest.approx(terms["flow_matching"].item(), rel=1e-6)
-    scaled = stage_of("flow", tmp_path, flow_matching_share=1.0).loss(0, torch.Generator(), {})[0]
+    stage = stage_of("flow", tmp_path, flow_matching_share=1.0)
+    scaled = stage.loss(batch_of(stage), {})[0]
     assert scaled.item() == pytest.approx(1, abs=0.02)

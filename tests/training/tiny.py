@@ -98,6 +98,12 @@ def stage_of(name: str, folder: Path, codec: AutoencoderCodec | None = None, **c
     return stage
 
 
+def batch_of(stage: Stage, step: int = 0) -> Batch:
+    """The whole batch of a step, on random numbers of its own."""
+    generator = torch.Generator().manual_seed(step)
+    return Batch.draw(step, len(stage.suite.dataset("train")), stage.options.batch_size, generator)
+
+
 def small_codec() -> AutoencoderCodec:
     """A linear encoder and decoder between [1,8,8] and [2,4,4]."""
     torch.manual_seed(7)

@@ -26,24 +26,26 @@ Reduction = Literal["mean", "sum"]
 class MeanFlowOptions(Options):
     """How times are drawn and how the target is formed; defaults are the paper's image experiments."""
 
-    label_dropout: float = Field(0.1, ge=0, le=1, description="share of samples that see the null label")
-    guidance_omega: float = Field(0.5, ge=0, description="model guidance: the target velocity gains omega (u_label - u_null)")
+    label_dropout: float = Field(default=0.1, ge=0, le=1, description="share of samples that see the null label")
+    guidance_omega: float = Field(
+        default=0.5, ge=0, description="model guidance: the target velocity gains omega (u_label - u_null)"
+    )
     tangent: Tangent = Field(
-        "conditional",
+        default="conditional",
         description="direction of du/dt in the mean-flow target: the pair's own velocity z - x, as in the paper; the network's "
         "velocity u(x_t,t,t), of which z - x is a noisy sample; or none, a regression of z - x on (x_t, t, r)",
     )
-    one_step_share: float = Field(0.0, ge=0, le=1, description="share of mean-flow samples at exactly (t, r) = (1, 0)")
-    fm_time_mean: float = Field(0.0, description="mean of the normal under the sigmoid that draws t for flow matching")
-    t_time_mean: float = Field(0.4, description="the same for the later time of the mean-flow loss")
-    r_time_mean: float = Field(-1.2, description="the same for the earlier time")
+    one_step_share: float = Field(default=0.0, ge=0, le=1, description="share of mean-flow samples at exactly (t, r) = (1, 0)")
+    fm_time_mean: float = Field(default=0.0, description="mean of the normal under the sigmoid that draws t for flow matching")
+    t_time_mean: float = Field(default=0.4, description="the same for the later time of the mean-flow loss")
+    r_time_mean: float = Field(default=-1.2, description="the same for the earlier time")
 
 
 class CoupledFlowOptions(Options):
     """How (t, r) are drawn where flow matching and mean flow are one loss (VFM appendix B.1)."""
 
     distinct_share: float = Field(
-        0.25,
+        default=0.25,
         ge=0,
         le=1,
         description="share of the batch where t and r are the larger and the smaller of two uniforms, else r = t",

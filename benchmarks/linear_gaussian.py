@@ -180,7 +180,7 @@ def regressed_flow(problem: LinearGaussian, adapter: AffineGaussian) -> AffineFl
     return AffineFlow(weight, problem.mean - weight @ adapter.offset)
 
 
-def train(
+def fit(
     problem: LinearGaussian,
     tau: float,
     start: AffineFlow,

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch.distributions import MultivariateNormal
-from torch.distributions import kl_divergence as torch_kl
-
-from vfmbench.methods.linear_gaussian import (
+from linear_gaussian import (
     AffineFlow,
     AffineGaussian,
     LinearGaussian,
     adapter_precision,
+    fit,
     hadamard_gap,
     joint_flow,
     kl_divergence,
@@ -24,10 +22,11 @@ from vfmbench.methods.linear_gaussian import (
     random_orthogonal,
     regressed_flow,
     symmetric_root,
-    train,
     transport_flow,
     wasserstein,
 )
+from torch.distributions import MultivariateNormal
+from torch.distributions import kl_divergence as torch_kl
 
 TAUS = (0.2, 1.0, math.inf)
 
@@ -119,7 +118,7 @@ def test_optimal_adapter_has_no_gradient(problem, generator, tau):
 def test_optimal_adapter_against_training(problem, generator, tau, diagonal):
     flow = random_flow(problem, generator)
     best = optimal_adapter(problem, flow, tau, diagonal)
-    same, q = train(problem, tau, flow, "adapter", diagonal, generator)
+    same, q = fit(problem, tau, flow, "adapter", diagonal, generator)
     assert torch.equal(same.weight, flow.weight)
     for ours, theirs in ((best.gain, q.gain), (best.offset, q.offset), (best.covariance, q.covariance)):
         assert torch.allclose(ours, theirs, atol=1e-6)
@@ -153,7 +152,7 @@ def test_hadamard_gap_vanishes_for_diagonal_precisions_only(generator):
 
 def test_a_learned_rotation_closes_the_gap(problem, generator):
     start = transport(problem, generator)
-    flow, q = train(problem, 0.5, start, "rotation", True, generator)
+    flow, q = fit(problem, 0.5, start, "rotation", True, generator)
     best = objective(problem, start, optimal_adapter(problem, start, 0.5, False), 0.5).item()
     assert objective(problem, flow, q, 0.5).item() == pytest.approx(best, abs=1e-9)
     assert torch.allclose(flow.weight @ flow.weight.T, problem.covariance)
@@ -165,7 +164,7 @@ def test_a_learned_rotation_closes_the_gap(problem, generator):
 def test_joint_flow_against_training(problem, generator, tau, diagonal):
     best = joint_flow(problem, tau)
     expected = objective(problem, best, optimal_adapter(problem, best, tau, True), tau).item()
-    flow, q = train(problem, tau, random_flow(problem, generator), "joint", diagonal, generator)
+    flow, q = fit(problem, tau, random_flow(problem, generator), "joint", diagonal, generator)
     assert objective(problem, flow, q, tau).item() == pytest.approx(expected, abs=1e-9)
     assert torch.allclose(flow.weight @ flow.weight.T, best.weight @ best.weight.T, atol=1e-3)
     assert torch.allclose(flow.bias + flow.weight @ q.offset, problem.mean, atol=1e-4)
@@ -188,7 +187,7 @@ def test_without_data_fit_the_unobserved_part_of_the_flow_map_is_free(problem, g
     for weight in (exact.weight, exact.weight + unobserved @ normal(generator, 4, 4)):
         flow = AffineFlow(weight, problem.mean)
         losses.append(objective(problem, flow, optimal_adapter(problem, flow, math.inf, False), math.inf).item())
-    flow, q = train(problem, math.inf, random_flow(problem, generator), "joint", False, generator)
+    flow, q = fit(problem, math.inf, random_flow(problem, generator), "joint", False, generator)
     assert losses == pytest.approx([objective(problem, flow, q, math.inf).item()] * 2, abs=1e-9)
 
 
