@@ -22,6 +22,7 @@ import torch
 
 from vfmbench import RunConfig
 from vfmbench.randomness import PhiloxNoise, sample_rows
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import Run, run
 from vfmbench.running.shards import Shards
@@ -107,14 +108,13 @@ def precision(images: int, out: Path) -> None:
 
 def interval(runs: list[Run], name: str) -> tuple[float, float]:
     """95 % percentile interval of the second run's value less the first's, resampling images alike in both."""
-    tables = [result.results().read_table("metrics_per_image.parquet") for result in runs]
-    if name in tables[0]:
-        difference = (tables[1][name] - tables[0][name]).to_numpy()
+    first, second = (StoredRun.read(result.results()) for result in runs)
+    if name in first.per_image:
+        difference = second.per_image[name] - first.per_image[name]
         chosen = np.random.default_rng(0).integers(len(difference), size=(RESAMPLES, len(difference)))
         replicates = difference[chosen].mean(1)
     else:
-        stored = [result.results().read_table("metrics_replicates.parquet")[name] for result in runs]
-        replicates = (stored[1] - stored[0]).to_numpy()
+        replicates = second.replicates[name] - first.replicates[name]
     low, high = np.percentile(replicates, [2.5, 97.5])
     return float(low), float(high)
 

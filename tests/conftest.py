@@ -154,7 +154,7 @@ def make_run(tmp_path, spec_of) -> Callable[..., StoredRun]:
         }
         identity = RunIdentity(**{**fields, **changes})
         store = RunStore.at(out, identity)
-        (store.directory / "samples").mkdir(parents=True)
+        store.paths.samples.mkdir(parents=True)
         store.write_config(identity)
         store.write_provenance({"status": status, "note": ""})
         results = [value.stored(value.name, (specs or {}).get(value.name) or spec_of(value.name)) for value in values]

@@ -36,6 +36,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+LOCK = ".lock"
+"""File in a directory that `locked_directory` holds it by; it stays there afterwards."""
+
+
 class BusyError(UserError):
     """Another process is working on the same directory."""
 
@@ -85,7 +89,7 @@ def locked_directory(directory: Path, part: str | None = None) -> Iterator[None]
                 raise UserError(f"--out: {ancestor} is a file, not a directory.", "out")
         directory.mkdir(parents=True, exist_ok=True)
         # Network file systems share a lock only of a file that is open for reading, and exclude only by one for writing.
-        lock = (directory / ".lock").open("a+")
+        lock = (directory / LOCK).open("a+")
     except OSError as error:
         raise UserError(f"--out: cannot write to {directory}: {error.strerror}.", "out") from error
     with lock:
@@ -104,7 +108,7 @@ def locked_directory(directory: Path, part: str | None = None) -> Iterator[None]
 def is_held(directory: Path) -> bool:
     """Whether some process holds the directory, or a part of it."""
     try:
-        with (directory / ".lock").open("r+") as lock:
+        with (directory / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vfmbench.cli import main
 from vfmbench.registry import suites
+from vfmbench.results.paths import RunPaths
 
 from ..pictures import is_picture_of
 
@@ -212,9 +213,13 @@ def test_list_names_everything(capsys):
         assert name in printed
 
 
-def wait_for_shards(directory, count, process):
+def shards_below(folder):
+    return [path for run in RunPaths.below(folder) for path in run.shards()]
+
+
+def wait_for_shards(folder, count, process):
     deadline = time.monotonic() + 180
-    while len(list(directory.rglob("shard-*.safetensors"))) < count:
+    while len(shards_below(folder)) < count:
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -228,12 +233,12 @@ def test_stopped_process_resumes(tmp_path, how):
     wait_for_shards(tmp_path, 2, process)
     process.send_signal(how)
     assert process.wait(20) == (75 if how == signal.SIGTERM else -9)
-    shards = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*.safetensors")}
+    shards = {path: path.stat().st_mtime_ns for path in shards_below(tmp_path)}
     assert 2 <= len(shards) < 12
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["metrics"][0]["n"] == 12
-    assert len(list(tmp_path.rglob("shard-*.safetensors"))) == 12
+    assert len(shards_below(tmp_path)) == 12
     assert all(path.stat().st_mtime_ns == time_before for path, time_before in shards.items())
 
 

@@ -19,6 +19,8 @@ from vfmbench.models import sd_vae
 from vfmbench.models.sit import SiT
 from vfmbench.options import dump
 from vfmbench.registry import suites
+from vfmbench.results.paths import RunPaths
+from vfmbench.results.run_directory import RunStore
 from vfmbench.tasks.datasets.imagenet import classes
 from vfmbench.weights.store import WeightStore
 
@@ -118,8 +120,8 @@ def test_vfm_finds_its_weights_by_itself(capsys, tmp_path, imagenet, weights):
         assert run(tmp_path, imagenet, "vfm", "--task", task, "--num-images", "2", "--samples", "2", "--json", *options) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["status"] == "done"
-    [provenance] = (tmp_path / "runs").glob("imagenet256/gaussian_deblur/vfm/*/provenance.json")
-    assert {"vfm", "codec"} == json.loads(provenance.read_text())["weights_sha256"].keys()
+    [blurred] = RunPaths.below(tmp_path / "runs/imagenet256/gaussian_deblur/vfm")
+    assert {"vfm", "codec"} == RunStore(blurred.directory).provenance()["weights_sha256"].keys()
 
 
 def test_compare_hashes_data_and_weights_once(tmp_path, imagenet, weights, random_inception, monkeypatch):
@@ -162,7 +164,7 @@ def test_class_labels_reach_the_network(tmp_path, imagenet, weights):
         out = tmp_path / label
         options = ["--task", "denoise", "--num-images", "2", "--out", str(out), "--set", f"method.label={label}"]
         assert run(tmp_path, imagenet, "vfm", *options) == 0
-        [shard] = out.glob("imagenet256/denoise/vfm/*/samples/*.safetensors")
+        [shard] = next(RunPaths.below(out)).shards()
         drawn.append(load_file(shard)["images"])
     assert not torch.equal(*drawn)
 
@@ -174,5 +176,5 @@ def test_all_photographs_of_a_folder_end_to_end(tmp_path, weights):
         pytest.skip(f"there are no photographs in {PHOTOGRAPHS} (VFMBENCH_IMAGENET256)")
     size = ["--num-images", "800", "--task", "gaussian_deblur", "--batch-size", "32"]
     assert run(tmp_path, PHOTOGRAPHS, "vfm", *size) == 0
-    [records] = (tmp_path / "runs").glob("imagenet256/gaussian_deblur/vfm/*/metrics.json")
-    assert {row["n"] for row in json.loads(records.read_text())["metrics"] if row["metric"] == "psnr"} == {800}
+    [stored] = RunPaths.below(tmp_path / "runs")
+    assert {row.n for row in RunStore(stored.directory).metrics() if row.metric == "psnr"} == {800}

@@ -8,6 +8,8 @@ import pytest
 from vfmbench import registry
 from vfmbench.cli import main
 from vfmbench.registry import samplers
+from vfmbench.results.paths import RunPaths
+from vfmbench.results.run_directory import RunStore
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PLUGIN = README.partition("## Your own metric")[2].partition("```python\n")[2].partition("```")[0]
@@ -72,12 +74,12 @@ def test_a_plugins_metric_is_as_good_as_any(plugin, compare, tmp_path, capsys):
 def test_only_a_changed_metric_is_computed_again(plugin, compare, tmp_path, monkeypatch, change):
     options = ["--metrics", "psnr,l1"]
     compare(*plugin(), *options)
-    directory = next((tmp_path / "runs").glob("digits/gaussian_deblur/vfm/*"))
+    store = RunStore(next(RunPaths.below(tmp_path / "runs/digits/gaussian_deblur/vfm")).directory)
     for method in ("vfm", "pinv"):
         monkeypatch.setattr(samplers.get(method), "sample", None)
 
     def sessions():
-        return json.loads((directory / "provenance.json").read_text())["sessions"]
+        return store.provenance()["sessions"]
 
     compare(*plugin(), *options)
     assert len(sessions()) == 1
@@ -85,10 +87,10 @@ def test_only_a_changed_metric_is_computed_again(plugin, compare, tmp_path, monk
     assert changed != PLUGIN
     compare(*plugin(changed), *options)
     assert [(session["images"], session["metrics"]) for session in sessions()[1:]] == [(0, ["l1"])]
-    rows = {row["name"]: row for row in json.loads((directory / "metrics.json").read_text())["metrics"]}
+    rows = {row.name: row for row in store.metrics()}
     assert {"psnr", "psnr_mean", "l1", "seconds_per_sample"} <= set(rows)
-    assert len(rows["l1"]["source_sha256"]) == 64
-    assert rows["psnr"]["source_sha256"] is None
+    assert len(rows["l1"].source_sha256) == 64
+    assert rows["psnr"].source_sha256 is None
     compare(*plugin(changed), *options)
     assert len(sessions()) == 2
 

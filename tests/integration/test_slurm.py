@@ -21,6 +21,7 @@ from vfmbench.cli import main
 from vfmbench.launching import cluster, launch, status
 from vfmbench.launching.sweep import failed_only, prepare
 from vfmbench.registry import load_plugin
+from vfmbench.results.paths import RunPaths
 from vfmbench.running.runner import run
 
 SCRIPT = Path(os.environ.get("VFMBENCH_START_SLURM", Path(__file__).parents[3] / "shared" / "slurm" / "start-slurm.sh"))
@@ -127,7 +128,7 @@ def until(condition, seconds=300):
 
 
 def stored(sweep):
-    return len(list(sweep.jobs[0].runs[0].directory.glob("samples/*.safetensors")))
+    return len(RunPaths(sweep.jobs[0].runs[0].directory).shards())
 
 
 def drawn(tmp_path):
@@ -158,13 +159,12 @@ grid: {{method: [pinv, broken, vfm], task: [denoise]}}
     for job in sweep.jobs:
         if job.runs[0].config.method != "broken":
             plain = run(job.runs[0].config.model_copy(update={"out": tmp_path / "plain"})).results()
-            ours = job.runs[0].directory
-            assert ours.name == plain.directory.name
-            files = {path.name: load_file(path) for path in (plain.directory / "samples").iterdir()}
-            assert files.keys() == {path.name for path in (ours / "samples").iterdir()}
-            for name, tensors in files.items():
-                other = load_file(ours / "samples" / name)
-                assert all(torch.equal(other[key], tensor) for key, tensor in tensors.items())
+            ours = RunPaths(job.runs[0].directory)
+            assert ours.directory.name == plain.directory.name
+            assert [path.name for path in ours.shards()] == [path.name for path in plain.paths.shards()]
+            for files in zip(ours.shards(), plain.paths.shards(), strict=True):
+                own, other = map(load_file, files)
+                assert all(torch.equal(other[key], tensor) for key, tensor in own.items())
             values = {row.name: row.value for row in plain.metrics() if row.metric != "cost"}
             assert values == {name: rows[job.runs[0].config.method][name] for name in values}
 

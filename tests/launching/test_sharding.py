@@ -1,7 +1,5 @@
 """A run that is split over several processes is the run that is not."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +7,7 @@ from safetensors.torch import load_file
 from vfmbench.config import RunConfig
 from vfmbench.errors import Status
 from vfmbench.files import BusyError
+from vfmbench.results.paths import PartPaths
 from vfmbench.running import sharding
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute
@@ -26,7 +25,7 @@ def planned(tmp_path):
 
 
 def content(run):
-    return {path.name: load_file(path) for path in (run.store.directory / "samples").iterdir()}
+    return {path.name: load_file(path) for path in run.store.paths.shards()}
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -39,13 +38,13 @@ def test_equals_the_unsplit_run(planned, order):
     for name, tensors in unsplit.items():
         assert all(torch.equal(split[name][key], tensor) for key, tensor in tensors.items())
     times = ["seconds", "network_seconds", "session", "first_batch", "peak_memory_bytes"]
-    records = [run.store.read_table("records.parquet").drop(columns=times) for run in (runs[1], whole)]
+    records = [run.store.records().drop(columns=times) for run in (runs[1], whole)]
     assert records[0].equals(records[1])
     rows = [[row for row in run.store.metrics() if row.metric != "cost"] for run in (runs[1], whole)]
     assert rows[0] == rows[1]
     sessions = runs[1].store.provenance()["sessions"]
-    used = runs[1].store.read_table("records.parquet").groupby("index")["session"].first()
-    assert [sessions[number]["part"] for number in used] == ["parts/0-of-2"] * 6 + ["parts/1-of-2"] * 4
+    used = runs[1].store.records().groupby("index")["session"].first()
+    assert [sessions[number]["part"] for number in used] == [PartPaths.name(0, 2)] * 6 + [PartPaths.name(1, 2)] * 4
 
 
 def test_parts_are_whole_batches_and_cover_all_images(planned):
@@ -97,4 +96,4 @@ def test_the_merge_that_was_killed_is_made_up_for(planned, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             execute_part(checked, Part(1, 2))
     assert merge(checked, 2).status == Status.DONE
-    assert len(json.loads((checked.store.directory / "provenance.json").read_text())["sessions"]) == 3
+    assert len(checked.store.provenance()["sessions"]) == 3

@@ -14,6 +14,7 @@ from vfmbench.launching import cluster, status, worker
 from vfmbench.launching.cluster import SlurmState
 from vfmbench.launching.sweep import failed_only, merge_parts
 from vfmbench.launching.worker import JobState, perform
+from vfmbench.results.paths import RunPaths
 
 TEXT = """\
 fixed: {num_images: 4, samples: 2, metrics: [psnr], batch_size: 4}
@@ -176,8 +177,8 @@ def test_every_run_of_many_has_a_row(sweep_of):
     for job in sweep.jobs:
         own_word(sweep, job, "done", slurm=None)
         job.runs[0].directory.mkdir(parents=True)
-        (job.runs[0].directory / "provenance.json").write_text(json.dumps({"status": "done"}))
-        (job.runs[0].directory / "metrics.json").write_text(json.dumps(metrics))
+        RunPaths(job.runs[0].directory).provenance.write_text(json.dumps({"status": "done"}))
+        RunPaths(job.runs[0].directory).metrics.write_text(json.dumps(metrics))
     rows = status.rows(sweep.record)
     assert [row["seed"] for row in rows] == [*range(50)]
     assert all(row["status"] == "done" and row["m29_high"] == 2.0 for row in rows)

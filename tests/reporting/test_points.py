@@ -43,7 +43,7 @@ def test_pictures_of_every_suite(suite, data, tmp_path, figures):
     checked = planned(tmp_path, suite, data)
     execute(checked)
     path = posterior_picture(checked)
-    assert path == checked.store.directory / "grid.png"
+    assert path == checked.store.paths.picture
     overrides = [word for key, value in (data or {}).items() for word in ("--set", f"data.{key}={value}")]
     assert main(["preview", "--suite", suite, "--task", TASKS[suite], "--out", str(tmp_path), *overrides]) == 0
     sampled, previewed = figures

@@ -60,7 +60,7 @@ def make_board(tmp_path):
             seed=seed,
         )
         store = RunStore.at(tmp_path / "runs", identity)
-        (store.directory / "samples").mkdir(parents=True)
+        store.paths.samples.mkdir(parents=True)
         store.write_config(identity)
         store.write_provenance({"status": Status.DONE, "sessions": list(sessions)})
         y = measured(task, dataset, suite.domain, identity, list(range(n)), torch.device("cpu"))[1].y
@@ -239,7 +239,7 @@ def test_what_the_figures_cannot_show(make_board, make_run, tmp_path):
     for figure in (densities_figure, alignment_figure):
         with pytest.raises(UserError, match="for runs on the suite checkerboard"):
             figure([images.store.directory])
-    identity = {key: value for key, value in short.identity.items() if key not in ("method", "method_options")}
+    identity = short.identity.model_dump(exclude={"method", "method_options"})
     empty = make_run("vfm", out=tmp_path / "empty", **identity)
     with pytest.raises(UserError, match="holds no samples"):
         densities_figure([empty.store.directory])

@@ -6,6 +6,7 @@ import torch
 from vfmbench.errors import Status, UserError
 from vfmbench.metrics.values import MetricValue, mean_value
 from vfmbench.results.comparison import Entry, compare, tables_of
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.schema import HIGHER, LOWER, SCHEMA_VERSION, MetricSpec, Section
 from vfmbench.results.statistics import FEWEST_IMAGES, holm, paired_difference, paired_p_values
 
@@ -30,7 +31,7 @@ def coverage(per_image):
 
 
 def compared(runs, reference=None):
-    comparison = compare("denoise", [Entry.of(run.identity["method"], run) for run in runs], reference)
+    comparison = compare("denoise", [Entry.of(run.identity.method, run) for run in runs], reference)
     headings = [entry.heading for entry in comparison.entries]
     return comparison, {row.name: dict(zip(headings, row.cells, strict=True)) for row in comparison.rows}
 
@@ -62,7 +63,7 @@ def test_p_values_are_those_of_the_paired_test_with_holms_correction(make_run):
     shifts = {"a": 0.0, "b": 0.10, "c": 0.06, "d": -0.15}
     runs = [make_run(name, [per_image("ssim", shift, seed=k)]) for k, (name, shift) in enumerate(shifts.items())]
     _, cells = compared(runs, "a")
-    values = {run.identity["method"]: run.per_image["ssim"].to_numpy() for run in runs}
+    values = {run.identity.method: run.per_image["ssim"] for run in runs}
     expected = {name: paired_difference(values[name], values["a"]) for name in "bcd"}
     corrected = dict(zip("bcd", holm([expected[name].p_value for name in "bcd"]), strict=True))
     for name in "bcd":
@@ -120,7 +121,7 @@ def test_distances_of_means_differ_if_neither_their_difference_nor_their_sum_may
     _, cells = compared(runs, "below")
     assert marks(cells["interval_coverage@pixel"]) == {"below": "*", "above": "*"}
     difference = cells["interval_coverage@pixel"]["above"].difference
-    below, above = (run.per_image["interval_coverage@pixel"].to_numpy() - level for run in runs)
+    below, above = (run.per_image["interval_coverage@pixel"] - level for run in runs)
     assert difference.value == pytest.approx(0.01)
     assert difference.p_value == max(paired_p_values([above + below, above - below]))
     assert difference.interval()[0] < 0 < difference.interval()[1]
@@ -295,14 +296,14 @@ def test_selection_order_and_errors(make_run, tmp_path):
 def test_folders_without_runs(tmp_path):
     with pytest.raises(UserError, match="no runs"):
         tables_of([tmp_path], None, None, None)
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "config.yaml").write_text("a: 1")
+    RunPaths(tmp_path).samples.mkdir()
+    RunPaths(tmp_path).config.write_text("a: 1")
     with pytest.raises(UserError, match="not a run's configuration"):
         tables_of([tmp_path], None, None, None)
 
 
 def test_a_run_of_another_layout_is_refused(make_run, tmp_path):
-    path = make_run("a", [per_image("psnr", 0)]).store.directory / "config.yaml"
+    path = make_run("a", [per_image("psnr", 0)]).store.paths.config
     path.write_text(path.read_text().replace(f"schema_version: {SCHEMA_VERSION}", "schema_version: 1"))
     with pytest.raises(UserError, match=f"layout 1, this one reads {SCHEMA_VERSION}"):
         tables_of([tmp_path], None, None, None)
@@ -311,5 +312,5 @@ def test_a_run_of_another_layout_is_refused(make_run, tmp_path):
 def test_other_measurements_are_told(make_run):
     runs = [make_run(name, [per_image("psnr", 0)]) for name in "ab"]
     for run, text in zip(runs, ('{"0": "x", "1": "y"}', '{"0": "x", "1": "z"}'), strict=True):
-        (run.store.directory / "measurements.json").write_text(text)
+        run.store.paths.measurements.write_text(text)
     assert any("different measurements of 1 images" in note for note in compared(runs)[0].notes)

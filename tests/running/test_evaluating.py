@@ -9,6 +9,7 @@ import torch
 
 from vfmbench.domains import IMAGES
 from vfmbench.errors import Status
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
@@ -34,7 +35,7 @@ def shard(*index):
 
 
 def evaluated(directory, shards, broken=()):
-    (directory / "samples").mkdir()
+    RunPaths(directory).samples.mkdir()
     for part in shards:
         Shards(directory).write(part)
     status = {k: Status.DIVERGED if k in broken else Status.DONE for part in shards for k in part.index.tolist()}

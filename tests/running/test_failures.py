@@ -1,6 +1,5 @@
 """Samplers that explode or need too much memory: what a run makes of them."""
 
-import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +8,7 @@ from vfmbench.errors import Status
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
 
@@ -66,7 +66,7 @@ def test_one_exploding_sample_costs_its_image_only(run_plugin, value):
 
     result, _ = run_plugin("spoilt", spoil=spoil)
     assert result.status == Status.DONE
-    records = pd.read_parquet(result.store.directory / "records.parquet")
+    records = result.store.records()
     assert len(records) == 18
     assert records.loc[records["status"] != "done", ["index", "sample", "status"]].to_numpy().tolist() == [[2, 1, "diverged"]]
     psnr = result.metrics().set_index("name").loc["psnr"]
@@ -75,8 +75,8 @@ def test_one_exploding_sample_costs_its_image_only(run_plugin, value):
     sound, _ = run_plugin("sound")
     others = [0, 1, 3, 4, 5]
     assert torch.equal(images_of(result)[others], images_of(sound)[others])
-    per_image = result.store.read_table("metrics_per_image.parquet").set_index("index")["psnr"]
-    expected = sound.store.read_table("metrics_per_image.parquet").set_index("index")["psnr"]
+    assert StoredRun.read(result.store).index.tolist() == others
+    per_image, expected = (StoredRun.read(run.store).per_image["psnr"] for run in (result, sound))
     assert per_image.tolist() == expected[others].tolist()
 
 
@@ -85,7 +85,7 @@ def test_largest_value_that_counts_as_an_image(run_plugin):
         images[index == 2] *= 100
         return images
 
-    records = pd.read_parquet(run_plugin("large", spoil=spoil)[0].store.directory / "records.parquet")
+    records = run_plugin("large", spoil=spoil)[0].store.records()
     assert (records["status"] == "done").all()
 
 
@@ -104,7 +104,7 @@ def test_batch_that_does_not_fit_is_halved(run_plugin, largest, tried):
     assert rows_seen == tried
     assert f"out of memory with 12 samples in a batch; went on with {min(tried)}" in result.note
     assert result.store.provenance()["sessions"][-1]["batch_size"] == min(tried)
-    assert "out of memory" in (result.store.directory / "log.txt").read_text()
+    assert "out of memory" in result.store.paths.log.read_text()
     assert torch.equal(images_of(result), images_of(run_plugin("large")[0]))
 
 
@@ -136,6 +136,6 @@ def test_a_latent_that_explodes_behind_a_bounded_decoder(run_plugin):
         return Samples(images, torch.where((measurement.index == 2)[:, None, None, None, None], 1e12, images))
 
     result, _ = run_plugin("bounded", sample=sample, num_images=4)
-    records = pd.read_parquet(result.results().directory / "records.parquet")
+    records = result.results().records()
     assert set(records.loc[records["status"] == Status.DIVERGED, "index"]) == {2}
     assert "3 of 12 samples diverged; the 1 images" in result.note

@@ -1,7 +1,5 @@
 """Runs on points: stored as they are, judged against the exact posterior, the same in any batches."""
 
-import json
-
 import pytest
 import torch
 
@@ -42,7 +40,7 @@ def test_every_default_metric_of_the_suite_has_a_value(tmp_path):
 
 def test_measurements_are_the_same_for_every_method_and_batch(tmp_path):
     hashes = [
-        json.loads((stored(tmp_path, method, batch_size=size).directory / "measurements.json").read_text())
+        stored(tmp_path, method, batch_size=size).measurements()
         for method, size in (("exact", 96), ("pinv", 8), ("adjoint", 40))
     ]
     assert hashes[0] == hashes[1] == hashes[2]
@@ -62,7 +60,7 @@ def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
     assert shard.prior.shape == shard.source.shape == shard.images.shape
     # The pool is the only use of the network; 12 x 8 draws of the prior would add another 8 evaluations each.
     assert shard.cost["network_forwards"] * 96 == pytest.approx(8 * 4096)
-    records = store.read_table("records.parquet")
+    records = store.records()
     assert records["effective_samples"].between(1, 8).all()
     assert values(store)["effective_samples"] == pytest.approx(records["effective_samples"].mean())
 
@@ -70,7 +68,7 @@ def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
 def test_worth_of_samples_does_not_depend_on_the_batch(tmp_path):
     changes = {"options": {"method": {"pool": 4096, "ode_steps": 4}}, "num_images": 1, "samples": 400}
     whole, split = (stored(tmp_path / str(size), "source_reweighting", batch_size=size, **changes) for size in (400, 100))
-    values_of = [float(store.read_table("records.parquet")["effective_samples"].iloc[0]) for store in (whole, split)]
+    values_of = [float(store.records()["effective_samples"].iloc[0]) for store in (whole, split)]
     assert values_of[0] == pytest.approx(values_of[1], rel=1e-3)
 
 

@@ -1,6 +1,6 @@
 """Stopped between sampling and metrics: nothing stale stays, nothing is left half done."""
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +10,7 @@ from vfmbench.errors import Status, UserError
 from vfmbench.metrics.metric import metric
 from vfmbench.registry import metrics, samplers
 from vfmbench.results.schema import MetricSpec, read_metrics
+from vfmbench.results.stored import StoredRun
 from vfmbench.running import runner
 from vfmbench.running.cost import COST_SPECS
 from vfmbench.running.plan import plan
@@ -41,9 +42,9 @@ def test_metrics_of_a_part_of_the_images_do_not_survive_the_rest(tmp_path, monke
     result = run(config(tmp_path))
     rows = {row.name: row.n for row in result.results().metrics() if row.metric != "cost" and row.value is not None}
     assert set(rows.values()) == {20}
-    per_image = pd.read_parquet(result.results().directory / "metrics_per_image.parquet")
-    assert per_image["index"].tolist() == list(range(20))
-    assert per_image["psnr"].notna().all()
+    stored = StoredRun.read(result.results())
+    assert stored.index.tolist() == list(range(20))
+    assert np.isfinite(stored.per_image["psnr"]).all()
 
 
 def test_interrupted_metrics_leave_a_run_that_the_next_one_finishes(tmp_path, monkeypatch):
@@ -77,8 +78,7 @@ def test_a_metric_that_broke_is_tried_again(tmp_path, monkeypatch):
 
 
 def test_runs_of_another_layout_are_refused(tmp_path):
-    directory = run(config(tmp_path, metrics=("psnr",), num_images=4)).results().directory
-    path = directory / "config.yaml"
+    path = run(config(tmp_path, metrics=("psnr",), num_images=4)).results().paths.config
     path.write_text(path.read_text().replace("schema_version: 2", "schema_version: 1"))
     with pytest.raises(UserError, match="another version of vfmbench"):
         run(config(tmp_path, metrics=("psnr",), num_images=4))
@@ -103,7 +103,7 @@ def test_bench_goes_on_after_a_method_that_breaks(monkeypatch, capsys):
 
 def test_metrics_of_another_layout_are_computed_again_from_the_samples(tmp_path, monkeypatch):
     result = run(config(tmp_path, metrics=("psnr",), num_images=4))
-    path = result.results().directory / "metrics.json"
+    path = result.results().paths.metrics
     before = read_metrics(path)
     path.write_text('{"schema_version": 2, "metrics": [{"metric": "psnr", "name": "psnr", "value": 1.0}]}')
     with pytest.raises(UserError, match=r"another version of vfmbench .*`vfmbench metrics .*` computes the metrics again"):

@@ -12,6 +12,7 @@ from vfmbench import RunConfig
 from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute, run
 from vfmbench.running.shards import Shards
@@ -98,12 +99,12 @@ def test_killed_run_resumes_without_repeating_anything(tmp_path, monkeypatch):
     names = ["psnr", "crps@digitnet", "fid@digitnet"]
     before, after = (result.metrics().set_index("name")["value"] for result in (unbroken, resumed))
     assert before[names].tolist() == after[names].tolist()
-    assert pd.read_parquet(resumed.store.directory / "records.parquet")["session"].unique().tolist() == [0, 1]
+    assert resumed.store.records()["session"].unique().tolist() == [0, 1]
     assert [session["images"] for session in resumed.store.provenance()["sessions"]] == [6, 4]
-    before = {path: path.stat().st_mtime_ns for path in resumed.store.directory.rglob("*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in resumed.store.paths.written()}
     run(config(tmp_path / "killed"))
     assert len(sampled) == 6
-    assert before == {path: path.stat().st_mtime_ns for path in resumed.store.directory.rglob("*") if path.name != ".lock"}
+    assert before == {path: path.stat().st_mtime_ns for path in resumed.store.paths.written()}
 
 
 def test_more_metrics_later_keep_the_earlier_ones(tmp_path):
@@ -114,7 +115,7 @@ def test_more_metrics_later_keep_the_earlier_ones(tmp_path):
     names = both.metrics().set_index("name")
     assert names.loc["psnr", "value"] == psnr
     assert {"crps@pixel", "fid@digitnet", "seconds_per_sample"} <= set(names.index)
-    assert {"index", "psnr", "crps@pixel"} <= set(both.store.read_table("metrics_per_image.parquet"))
+    assert {"psnr", "crps@pixel"} <= set(StoredRun.read(both.store).per_image)
     run(config(tmp_path, metrics=("psnr",)))
     assert "crps@pixel" in set(both.metrics()["name"])
 
@@ -122,14 +123,14 @@ def test_more_metrics_later_keep_the_earlier_ones(tmp_path):
 def test_torn_shard_is_computed_again(tmp_path):
     first = run(config(tmp_path, batch_size=3))
     expected = images_of(first)
-    shard = sorted(first.store.directory.glob("samples/*.safetensors"))[1]
+    shard = first.store.paths.shards()[1]
     shard.write_bytes(shard.read_bytes()[:50])
     assert torch.equal(images_of(run(config(tmp_path, batch_size=3))), expected)
 
 
 def test_fresh_starts_over(tmp_path):
     first = run(config(tmp_path))
-    shard = next(first.store.directory.glob("samples/*.safetensors"))
+    shard = first.store.paths.shards()[0]
     before = shard.stat().st_mtime_ns
     run(config(tmp_path))
     assert shard.stat().st_mtime_ns == before
@@ -162,7 +163,7 @@ def test_second_process_is_refused(tmp_path, monkeypatch):
 
 def test_directory_of_another_configuration_is_refused(tmp_path):
     result = run(config(tmp_path))
-    path = result.store.directory / "config.yaml"
+    path = result.store.paths.config
     content = yaml.safe_load(path.read_text())
     content["identity"]["seed"] = 5
     path.write_text(yaml.safe_dump(content))
@@ -185,10 +186,7 @@ def test_seed_and_options_change_the_directory_but_execution_does_not(tmp_path):
 
 
 def test_every_method_sees_the_same_measurements(tmp_path):
-    hashes = [
-        json.loads((run(config(tmp_path, method=method)).store.directory / "measurements.json").read_text())
-        for method in ("vfm", "pinv")
-    ]
+    hashes = [run(config(tmp_path, method=method)).store.measurements() for method in ("vfm", "pinv")]
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) == 6
 
@@ -204,7 +202,7 @@ def test_diverged_samples_are_marked_and_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sampler_class, "sample", one_bad_image)
     result = run(config(tmp_path, method="pinv"))
-    records = pd.read_parquet(result.store.directory / "records.parquet")
+    records = result.store.records()
     assert records.loc[records["status"] == "diverged", ["index", "sample"]].to_numpy().tolist() == [[2, 1]]
     metrics = result.metrics().set_index("name")
     assert metrics.loc["psnr", "n"] == 5

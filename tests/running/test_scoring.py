@@ -13,6 +13,7 @@ from vfmbench import RunConfig, registry
 from vfmbench.cli import main
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.registry import samplers
+from vfmbench.results.stored import StoredRun
 from vfmbench.running.runner import run
 
 
@@ -40,7 +41,7 @@ def folders(tmp_path):
 
 
 def rows_of(store):
-    return json.loads((store.directory / "metrics.json").read_text())["metrics"]
+    return json.loads(store.paths.metrics.read_text())["metrics"]
 
 
 def values(rows):
@@ -60,12 +61,12 @@ def test_metrics_are_added_to_a_run_without_sampling(capsys, stored, tmp_path, m
     assert {"ssim", "crps@pixel", "crps@digitnet", "fid@digitnet", "seconds_per_sample"} <= set(after)
     for name in ("ssim", "crps@pixel", "fid@digitnet"):
         assert after[name]["value"] == pytest.approx(whole[name]["value"], rel=1e-6)
-    assert {"index", "psnr", "ssim"} <= set(stored.read_table("metrics_per_image.parquet"))
+    assert {"psnr", "ssim"} <= set(StoredRun.read(stored).per_image)
     provenance = stored.provenance()
     assert provenance["status"] == "done"
     assert [session["images"] for session in provenance["sessions"]] == [6, 0]
     assert provenance["sessions"][1]["metrics"] == ["ssim", "crps", "fid"]
-    assert "metrics of 6 stored images: ssim, crps, fid" in (stored.directory / "log.txt").read_text()
+    assert "metrics of 6 stored images: ssim, crps, fid" in stored.paths.log.read_text()
 
 
 def test_the_table_of_a_run(capsys, stored):
@@ -76,7 +77,7 @@ def test_the_table_of_a_run(capsys, stored):
 
 
 def test_an_unfinished_run_is_scored_as_far_as_it_is(capsys, stored):
-    sorted(stored.directory.glob("samples/*"))[-1].unlink()
+    stored.paths.shards()[-1].unlink()
     assert main(["metrics", str(stored.directory), "--metrics", "ssim", "--json"]) == 0
     captured = capsys.readouterr()
     found = values(json.loads(captured.out)["metrics"])
@@ -85,15 +86,15 @@ def test_an_unfinished_run_is_scored_as_far_as_it_is(capsys, stored):
     assert "only 4 of 6 images are stored" in captured.err
     # What was computed of six images cannot stand beside it.
     assert "psnr" not in found
-    assert len(stored.read_table("metrics_per_image.parquet")) == 4
-    for path in stored.directory.glob("samples/*"):
+    assert len(StoredRun.read(stored).index) == 4
+    for path in stored.paths.shards():
         path.unlink()
     assert main(["metrics", str(stored.directory)]) == 2
     assert "holds no samples yet" in capsys.readouterr().err
 
 
 def test_other_data_than_the_runs_is_refused(capsys, stored):
-    path = stored.directory / "config.yaml"
+    path = stored.paths.config
     content = yaml.safe_load(path.read_text())
     content["identity"]["dataset_sha256"] = "0" * 64
     path.write_text(yaml.safe_dump(content))
@@ -101,14 +102,14 @@ def test_other_data_than_the_runs_is_refused(capsys, stored):
     assert main(["metrics", str(stored.directory)]) == 2
     assert "test split of digits is not the one that the run was made from" in capsys.readouterr().err
     assert stored.metrics() == before
-    del content["identity"]["seed"]
+    del content["identity"]["problem"]
     path.write_text(yaml.safe_dump(content))
     assert main(["metrics", str(stored.directory)]) == 2
-    assert "seed is required" in capsys.readouterr().err
+    assert "identity.problem is required" in capsys.readouterr().err
 
 
 def test_a_run_of_another_layout_is_left_alone(capsys, stored):
-    path = stored.directory / "config.yaml"
+    path = stored.paths.config
     path.write_text(path.read_text().replace("schema_version: 2", "schema_version: 1"))
     files = sorted(stored.directory.rglob("*"))
     assert main(["metrics", str(stored.directory)]) == 2

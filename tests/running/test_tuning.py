@@ -5,6 +5,7 @@ import yaml
 
 from vfmbench.config import RunConfig
 from vfmbench.errors import MissingError, UserError
+from vfmbench.results.paths import RunPaths
 from vfmbench.running.plan import plan
 from vfmbench.running.tuning import tune
 
@@ -49,9 +50,14 @@ def test_a_setting_that_diverges_cannot_be_chosen(tuned):
 
 def test_tuning_again_runs_nothing_and_writes_the_same(tuned):
     folder, first = tuned
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/shard-*")}
+
+    def written():
+        shards = [path for run in RunPaths.below(folder / "runs") for path in run.shards()]
+        return {path: path.stat().st_mtime_ns for path in shards}
+
+    before = written()
     again = run_tune(folder)
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/**/shard-*")} == before
+    assert written() == before != {}
     assert again["flowdps", "denoise"]["options"] == first["flowdps", "denoise"]["options"]
 
 

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +11,7 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import forget_suites, suites
+from vfmbench.results.run_directory import RunStore
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
 from vfmbench.running.shards import Shards
@@ -43,8 +43,8 @@ def break_images(root, tmp_path, positions):
     return [files[position] for position in positions]
 
 
-def document(result, name="dataset.json"):
-    return json.loads((result.store.directory / name).read_text())
+def document(result):
+    return json.loads(result.store.paths.dataset.read_text())
 
 
 def test_a_broken_file_is_a_failed_row_and_metrics_say_so(capsys, pictures, tmp_path):
@@ -59,19 +59,20 @@ def test_a_broken_file_is_a_failed_row_and_metrics_say_so(capsys, pictures, tmp_
     assert values["seconds_per_sample"]["value"] > 0
     assert all(np.isfinite(value) for value in printed["cost"].values())
     [directory] = (tmp_path / "out" / "folder" / "gaussian_deblur" / "pinv").iterdir()
-    records = pd.read_parquet(directory / "records.parquet")
+    store = RunStore(directory)
+    records = store.records()
     failed = records[records["status"] == "failed"]
     assert failed[["index", "sample"]].to_numpy().tolist() == [[2, 0], [2, 1]]
     assert failed[["residual", "seconds", "nfe"]].isna().all(axis=None)
     assert len(records) == 16
-    written = json.loads((directory / "dataset.json").read_text())
+    written = json.loads(store.paths.dataset.read_text())
     assert written["split"] == "test"
     assert len(written["files"]) == 8
     assert written["files"][2] == broken
     assert written["errors"] == {"count": 1, "messages": [f"{broken}: not an image in a known format"]}
     assert written["sha256"] == printed["identity"]["dataset_sha256"]
-    assert broken in (directory / "log.txt").read_text()
-    assert (directory / "grid.png").is_file()
+    assert broken in store.paths.log.read_text()
+    assert store.paths.picture.is_file()
 
 
 def test_broken_files_change_no_other_result(pictures, tmp_path):
@@ -104,7 +105,7 @@ def test_a_resumed_run_tries_failed_images_again(pictures, tmp_path, monkeypatch
     assert second.store.directory == first.store.directory
     assert second.metrics().set_index("name").loc["psnr", "n"] == 8
     assert document(second)["errors"] == {"count": 0, "messages": []}
-    records = pd.read_parquet(second.store.directory / "records.parquet")
+    records = second.store.records()
     assert (records["status"] == "done").all()
     assert not records.duplicated(["index", "sample"]).any()
 
@@ -114,7 +115,7 @@ def test_nothing_readable_and_too_many_unreadable_files_are_errors(pictures, tmp
     with pytest.raises(UserError, match="None of the 8 images"):
         run(config(pictures, tmp_path))
     checked = plan(config(pictures, tmp_path))
-    assert json.loads((checked.store.directory / "dataset.json").read_text())["errors"]["count"] == 8
+    assert json.loads(checked.store.paths.dataset.read_text())["errors"]["count"] == 8
     with pytest.raises(UserError, match=r"data\.max_errors=2"):
         run(config(pictures, tmp_path, data={"max_errors": 2}))
 

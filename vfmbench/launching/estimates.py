@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from vfmbench.launching.jobs import Job
+from vfmbench.results.paths import RunPaths
 
 
 def estimate(jobs: Sequence[Job], out: Path) -> tuple[float, int]:
@@ -34,7 +35,7 @@ def estimate(jobs: Sequence[Job], out: Path) -> tuple[float, int]:
 
 @cache
 def _seconds_per_sample(folder: Path) -> float | None:
-    costs = [_read(path).get("cost", {}).get("seconds") for path in folder.glob("*/provenance.json")]
+    costs = [_read(run.provenance).get("cost", {}).get("seconds") for run in RunPaths.below(folder)]
     found = [cost for cost in costs if cost is not None]
     return median(found) if found else None
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from vfmbench.errors import Status, UserError
 from vfmbench.files import is_held, replace_file
 from vfmbench.launching import cluster
 from vfmbench.launching.record import FIRST_COLUMNS, SweepRecord
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.run_directory import RunStore
 
 QUEUED, RUNNING, TRAINING = "queued", "running", "training"
@@ -24,7 +23,6 @@ QUEUED, RUNNING, TRAINING = "queued", "running", "training"
 _AFTER_SETTINGS = ("status", "progress", "node", "seconds", "note", "hash", "directory", "weights")
 # A run of several parts is what the first of these says that any of its parts is in.
 _WORST_FIRST = (Status.FAILED, TRAINING, RUNNING, QUEUED, Status.INTERRUPTED, Status.MISSING, Status.SKIPPED, Status.DONE)
-_SHARD = re.compile(r"shard-(\d+)-(\d+)\.safetensors")
 
 Row = dict[str, Any]
 
@@ -126,7 +124,7 @@ def _row(job: Mapping[str, Any], run: Mapping[str, Any], position: int, seen: _J
 
 def _state(run: Mapping[str, Any], reported: Mapping[str, Any], directory: str | None, seen: _Job) -> tuple[str, str]:
     """Status and note of a run."""
-    stored = _read(directory, "provenance.json")
+    stored = {} if directory is None else RunStore(Path(directory)).provenance()
     if stored.get("status") == Status.DONE:
         return Status.DONE, stored.get("note", "")
     state = seen.state
@@ -155,25 +153,10 @@ def _combined(first: Row, second: Row) -> Row:
 def _progress(run: Mapping[str, Any], directory: str | None, status: str) -> str:
     if status == Status.SKIPPED or not run["images"]:
         return ""
-    stored = run["images"] if status == Status.DONE else _stored_images(directory)
+    if status == Status.DONE:
+        return f"{run['images']}/{run['images']}"
+    stored = 0 if directory is None else RunPaths(Path(directory)).stored_images()
     return f"{stored}/{run['images']}"
-
-
-def _stored_images(directory: str | None) -> int:
-    """Images in the finished shards, by their names; those that could not be read are counted with their batch."""
-    if directory is None or not (Path(directory) / "samples").is_dir():
-        return 0
-    spans = [_SHARD.fullmatch(name) for name in os.listdir(Path(directory) / "samples")]
-    return sum(int(span[2]) - int(span[1]) + 1 for span in spans if span)
-
-
-def _read(directory: str | None, name: str) -> dict[str, Any]:
-    if directory is None:
-        return {}
-    try:
-        return json.loads((Path(directory) / name).read_text())
-    except FileNotFoundError:
-        return {}
 
 
 def _metrics(directory: str | None) -> dict[str, float | str]:
@@ -195,16 +178,16 @@ def folder_rows(folder: Path) -> list[Row]:
     if not folder.is_dir():
         raise UserError(f"{folder} is neither a sweep file nor a folder.")
     found = []
-    for samples in sorted(path for path in folder.rglob("samples") if path.is_dir() and (path.parent / ".lock").exists()):
-        directory = samples.parent
-        stored = _read(str(directory), "provenance.json")
+    for paths in RunPaths.below(folder):
+        directory = paths.directory
+        stored = RunStore(directory).provenance()
         status = RUNNING if is_held(directory) else stored.get("status", Status.INTERRUPTED)
         suite, task, method = directory.resolve().parts[-4:-1]
         found.append(
             {
                 **{"suite": suite, "task": task, "method": method},
                 "status": str(status),
-                "progress": str(_stored_images(str(directory))),
+                "progress": str(paths.stored_images()),
                 "note": stored.get("error", "") if status == Status.FAILED else stored.get("note", ""),
                 "hash": directory.name,
             }

@@ -45,7 +45,7 @@ def alignment_figure(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 def _order(run: StoredRun) -> tuple[str, list[float]]:
     """By method, then by the numbers among the training options."""
-    return run.identity["method"], [float(value) for value in training_options(run).values() if isinstance(value, int | float)]
+    return run.identity.method, [float(value) for value in training_options(run).values() if isinstance(value, int | float)]
 
 
 def _draw(title: str, columns: Mapping[str, Draws], path: Path) -> None:

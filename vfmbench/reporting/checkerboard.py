@@ -47,9 +47,9 @@ def runs_of_one_set(folders: Sequence[Path], figure: str, most: int) -> tuple[st
     """
     runs = find_runs(folders)
     for run in runs:
-        if run.identity["suite"] != SUITE:
+        if run.identity.suite != SUITE:
             raise UserError(
-                f"`figure {figure}` is for runs on the suite {SUITE}; {run.store.directory} is on {run.identity['suite']}."
+                f"`figure {figure}` is for runs on the suite {SUITE}; {run.store.directory} is on {run.identity.suite}."
             )
     groups = by_image_set(runs)
     if len(groups) > 1:

@@ -41,7 +41,7 @@ def posterior_grid(plan: Plan) -> Path:
     columns.append(("truth", IMAGES.store(truth).cpu()))
     identity = plan.identity
     title = f"{identity.method} on {identity.task} ({identity.suite}, {identity.split}, seed {identity.seed})"
-    return draw(columns, title, plan.store.directory / "grid.png")
+    return draw(columns, title, plan.store.paths.picture)
 
 
 def comparison_grid(plans: Sequence[Plan]) -> Path:
@@ -59,7 +59,7 @@ def comparison_grid(plans: Sequence[Plan]) -> Path:
     columns.append(("truth", IMAGES.store(truth).cpu()))
     identity = first.identity
     title = f"{identity.task}, one sample of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
-    return draw(columns, title, first.store.directory.parents[2] / f"compare-{identity.task}.png")
+    return draw(columns, title, first.store.paths.comparison_picture(identity.task))
 
 
 def _first_samples(plan: Plan) -> dict[int, Tensor]:

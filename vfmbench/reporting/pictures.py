@@ -46,12 +46,12 @@ def task_picture(plan: Plan) -> Path:
     positions = plan.dataset.readable(range(count))
     if not positions:
         raise UserError(f"None of the first {count} images can be decoded; the first is {plan.dataset.errors[0]}.")
-    directory = plan.store.directory.parents[2]
+    path = plan.store.paths.preview(plan.task.name)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: cannot write to {directory}: {error.strerror}.") from error
-    return _pictures(plan).task(plan, positions, directory / f"preview-{plan.task.name}.png")
+        raise UserError(f"--out: cannot write to {path.parent}: {error.strerror}.") from error
+    return _pictures(plan).task(plan, positions, path)
 
 
 def _pictures(plan: Plan) -> _Pictures:

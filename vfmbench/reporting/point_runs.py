@@ -15,7 +15,6 @@ from vfmbench.domains import POINTS
 from vfmbench.errors import UserError
 from vfmbench.interfaces import Dataset, ExactPosterior, Suite, Task
 from vfmbench.measurement import Measurement
-from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import load_suite
 from vfmbench.results.run_directory import RunStore
@@ -82,7 +81,7 @@ class PointRun:
             UserError: its suite is not one of points or is not installed, makes other data by now, or the run has no samples.
         """
         directory = run.store.directory
-        identity = validate(RunIdentity, run.identity, f"{directory / 'config.yaml'}: identity.")
+        identity = run.identity
         suite = load_suite(identity.suite, {"data": identity.suite_options})
         if suite.domain is not POINTS:
             raise UserError(

@@ -28,7 +28,7 @@ def posterior_picture(plan: Plan) -> Path:
     rows = -(-count // columns)
     identity = plan.identity
     title = f"{identity.method} on {identity.task} ({identity.suite}, {identity.split}, seed {identity.seed})"
-    path = plan.store.directory / "grid.png"
+    path = plan.store.paths.picture
     with panels(path, rows, columns, _size(rows, columns)) as (figure, axes):
         observed.prepare(axes)
         for axis in axes.flat[count:]:
@@ -52,7 +52,7 @@ def comparison_picture(plans: Sequence[Plan]) -> Path:
     observed = PointPanels(runs[first.identity.method].observations(common), _data(first))
     identity = first.identity
     title = f"{identity.task}, samples of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
-    path = first.store.directory.parents[2] / f"compare-{identity.task}.png"
+    path = first.store.paths.comparison_picture(identity.task)
     with panels(path, len(common), len(runs), _size(len(common), len(runs))) as (figure, axes):
         observed.prepare(axes)
         for row, axis in enumerate(axes[:, 0]):

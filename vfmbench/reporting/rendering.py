@@ -123,7 +123,7 @@ def _entry_document(entry: Entry) -> dict[str, Any]:
         "note": entry.note,
         "hash": run.hash if run else None,
         "directory": str(run.store.directory) if run else None,
-        "identity": run.identity if run else None,
+        "identity": run.identity.model_dump(mode="json") if run else None,
     }
 
 
@@ -156,7 +156,7 @@ def _cell(entry: Entry, cell: Cell) -> str:
     if row is None or row.value is None:
         return Status.MISSING.value
     text = value_text(row.value, row.low, row.high)
-    planned = entry.run.identity["num_images"]
+    planned = entry.run.identity.num_images
     # Costs are means over batches.
     return f"{text} ({row.n}/{planned})" if row.metric != COST and row.n < planned else text
 

@@ -45,17 +45,17 @@ def run_document(run: Run) -> dict[str, Any]:
         "status": run.status,
         "note": run.note,
         "directory": str(run.results().directory),
-        "hash": run.results().config()["hash"],
-        "identity": run.results().config()["identity"],
+        "hash": run.results().config().hash,
+        "identity": run.results().config().identity.model_dump(mode="json"),
         "metrics": [row.model_dump(mode="json") for row in run.results().metrics()],
         "cost": run.cost(),
     }
 
 
 def run_table(run: Run) -> Table:
-    identity = run.results().config()["identity"]
-    title = f"{identity['method']} on {identity['task']}, suite {identity['suite']}, {identity['split']} split"
-    return _metrics_table(f"{title}: {identity['num_images']} images x {identity['samples']} samples", run.results().metrics())
+    identity = run.results().config().identity
+    title = f"{identity.method} on {identity.task}, suite {identity.suite}, {identity.split} split"
+    return _metrics_table(f"{title}: {identity.num_images} images x {identity.samples} samples", run.results().metrics())
 
 
 def folder_document(scores: FolderScores) -> dict[str, Any]:

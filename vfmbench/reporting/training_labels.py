@@ -24,7 +24,7 @@ def training_labels(runs: Sequence[StoredRun]) -> list[str]:
     result = []
     for run, heading in zip(runs, plain, strict=True):
         own = options[run.hash]
-        others = [options[other.hash] for other in runs if other.identity["method"] == run.identity["method"]]
+        others = [options[other.hash] for other in runs if other.identity.method == run.identity.method]
         differing = [key for key, value in own.items() if any(key in other and other[key] != value for other in others)]
         # The options say what a hash could only tell apart.
         parts = [heading.partition(" #")[0], *(f"{key}={own[key]}" for key in differing)]
@@ -34,7 +34,7 @@ def training_labels(runs: Sequence[StoredRun]) -> list[str]:
 
 def training_options(run: StoredRun) -> dict[str, Any]:
     """The numbers and words that the method's own weights were trained with; empty where their manifest is not found."""
-    weights = run.identity["weights_sha256"]
+    weights = run.identity.weights_sha256
     if not weights:
         return {}
     # The others are what the method's own were trained from.
@@ -57,6 +57,6 @@ def _directories(run: StoredRun) -> Iterator[Path]:
     # <out>/runs/<suite>/<task>/<method>/<hash>
     above = run.store.directory.resolve().parents
     if len(above) > 4:
-        trained = above[4] / "training" / run.identity["suite"]
+        trained = above[4] / "training" / run.identity.suite
         yield trained
         yield from sorted(path for path in trained.glob("*") if path.is_dir())

@@ -129,7 +129,7 @@ def _heading(reference: str, entries: Sequence[Entry], title: str) -> str | None
     named = {
         entry.heading
         for entry in entries
-        if entry.run and reference in (entry.heading, entry.run.identity["method"], entry.run.hash)
+        if entry.run and reference in (entry.heading, entry.run.identity.method, entry.run.hash)
     }
     if len(named) > 1:
         raise UserError(f"--reference: {title} has several runs of {reference}; give the hash of one.")
@@ -213,8 +213,9 @@ def _against(name: str, better: Direction | None, runs: Mapping[str, StoredRun],
 def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Difference | None:
     """a - b, or None where the metric cannot be paired."""
     if name in a.per_image and name in b.per_image:
-        common = a.per_image.index.intersection(b.per_image.index)
-        x, y = (run.per_image.loc[common, name].to_numpy(np.float64) for run in (a, b))
+        _, in_a, in_b = np.intersect1d(a.index, b.index, assume_unique=True, return_indices=True)
+        x: Values = a.per_image[name][in_a]
+        y: Values = b.per_image[name][in_b]
         # A metric of the first images only has no values for the others.
         known = ~(np.isnan(x) | np.isnan(y))
         x, y = x[known], y[known]
@@ -227,13 +228,11 @@ def _difference(name: str, better: Direction, a: StoredRun, b: StoredRun) -> Dif
             return None
         x, y = (beyond(better.target, float(values.mean()), values) for values in (x, y))
         return Difference(float((x - y).mean()), per_image=x - y, sums=x + y)
-    same_images = a.per_image.index.equals(b.per_image.index)
-    if name in a.replicates and name in b.replicates and same_images:
-        x, y = (run.replicates[name].to_numpy() for run in (a, b))
+    if name in a.replicates and name in b.replicates and np.array_equal(a.index, b.index):
         first, second = (run.metrics[name].value for run in (a, b))
         if first is None or second is None:
             return None
-        result = paired_set_difference(first, second, x, y, len(a.per_image), better.target)
+        result = paired_set_difference(first, second, a.replicates[name], b.replicates[name], len(a.index), better.target)
         if result.p_value is not None:
             return Difference(result.difference, result.p_value, bounds=(result.low, result.high))
     return None

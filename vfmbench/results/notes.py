@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 
@@ -40,7 +39,7 @@ def warning_notes(runs: Mapping[str, StoredRun], shown: Sequence[str]) -> list[s
 
 def measurement_notes(runs: Mapping[str, StoredRun]) -> list[str]:
     """A warning for each run that did not see the first one's measurements byte for byte."""
-    hashes = {heading: _measurement_hashes(run) for heading, run in runs.items()}
+    hashes = {heading: run.store.measurements() for heading, run in runs.items()}
     notes = []
     for heading, own in list(hashes.items())[1:]:
         first = next(iter(hashes))
@@ -48,8 +47,3 @@ def measurement_notes(runs: Mapping[str, StoredRun]) -> list[str]:
         if differing:
             notes.append(f"{heading} and {first} have different measurements of {differing} images (another device or version)")
     return notes
-
-
-def _measurement_hashes(run: StoredRun) -> dict[str, str]:
-    path = run.store.directory / "measurements.json"
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,43 +1,56 @@
-"""The run directory: what is in it beside the samples, and whose it is.
+"""One run's directory: reading and writing what is in it beside the samples, and whose it is. Needs no torch.
 
-Layout (`<out>/<suite>/<task>/<method>/<hash>/`): `config.yaml`, `provenance.json`, `samples/shard-*.safetensors`,
-`dataset.json`, `measurements.json`, `records.parquet`, `metrics.json`, `metrics_per_image.parquet`, `grid.png`, `log.txt`. The
-tables are compiled from the shards (`vfmbench.running.shards`). Reading and writing need no torch.
+`vfmbench.results.paths` has the layout. Records and measurements' hashes are compiled from the shards, which
+`vfmbench.running.shards` reads and writes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from vfmbench.config import RunIdentity
 from vfmbench.errors import UserError
 from vfmbench.files import locked_directory, replace_file
+from vfmbench.options import validate
+from vfmbench.results.columns import Columns, read_columns, write_columns
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.schema import SCHEMA_VERSION, MetricResult, MetricRow, UnreadableMetrics, metrics_json, read_metrics
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vfmbench.interfaces import Dataset
 
-_METRICS = "metrics.json"
+
+@dataclass(frozen=True)
+class StoredConfig:
+    """Content of config.yaml. `hash` is the identity's when it was written, and the name of the directory."""
+
+    hash: str
+    identity: RunIdentity
 
 
 class RunStore:
-    """One run's directory. Create it through `open`, which checks that it belongs to this configuration and locks it."""
+    """One run's directory. Whoever writes into it holds it by `writing`."""
 
     def __init__(self, directory: Path):
-        self.directory = directory
+        self.paths = RunPaths(directory)
 
     @classmethod
     def at(cls, out: Path, identity: RunIdentity) -> RunStore:
-        return cls(out / identity.suite / identity.task / identity.method / identity.hash)
+        return cls(RunPaths.of(out, identity).directory)
+
+    @property
+    def directory(self) -> Path:
+        return self.paths.directory
 
     @contextmanager
     def writing(self, identity: RunIdentity, fresh: bool, part: str | None = None) -> Iterator[None]:
@@ -46,65 +59,66 @@ class RunStore:
         Raises UserError if it cannot be written, is in use by another process, or was made by another configuration.
         """
         for ancestor in self.directory.parents:
-            if os.path.exists(ancestor / "config.yaml") and os.path.exists(ancestor / "samples"):
+            if RunPaths(ancestor).exists:
                 raise UserError(f"--out: {ancestor} is itself a run directory; give the folder above the suites' folders.")
         with locked_directory(self.directory, part):
-            (self.directory / "samples").mkdir(exist_ok=True)
+            self.paths.samples.mkdir(exist_ok=True)
             if fresh:
-                self._clear()
-            self._check(identity)
+                for path in self.paths.written():
+                    path.unlink()
+            elif self.paths.config.exists():
+                self._check(identity)
             yield
 
-    def _clear(self) -> None:
-        for path in [*self.directory.glob("samples/*"), *self.directory.glob("parts/*/*"), *self.directory.glob("*.*")]:
-            if path.is_file() and path.name != ".lock":
-                path.unlink()
-
     def _check(self, identity: RunIdentity) -> None:
-        path = self.directory / "config.yaml"
-        wanted = identity.model_dump(mode="json")
-        if path.exists():
-            try:
-                content = yaml.safe_load(path.read_text())
-                found, version = content["identity"], content["schema_version"]
-            except (yaml.YAMLError, KeyError, TypeError):
-                raise UserError(f"{path} is not a run's configuration; use --fresh to start over.") from None
-            if version != SCHEMA_VERSION:
-                raise UserError(
-                    f"{self.directory} was stored by another version of vfmbench (layout {version}, this one writes "
-                    f"{SCHEMA_VERSION}); choose another --out, or use --fresh to start over."
-                )
-            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
-            if changed:
-                raise UserError(
-                    f"{self.directory} was made by another configuration (it differs in {', '.join(changed)}); "
-                    "choose another --out, or use --fresh to start over."
-                )
+        """Raises UserError if the directory is another run's."""
+        try:
+            stored = self.config().identity.model_dump(mode="json")
+        except UserError as error:
+            raise UserError(f"{error} Choose another --out, or use --fresh to start over.") from None
+        changed = sorted(key for key, value in identity.model_dump(mode="json").items() if stored.get(key) != value)
+        if changed:
+            raise UserError(
+                f"{self.directory} was made by another configuration (it differs in {', '.join(changed)}); "
+                "choose another --out, or use --fresh to start over."
+            )
 
     def write_config(self, identity: RunIdentity) -> None:
         content = {"schema_version": SCHEMA_VERSION, "hash": identity.hash, "identity": identity.model_dump(mode="json")}
-        replace_file(self.directory / "config.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+        replace_file(self.paths.config, yaml.safe_dump(content, sort_keys=False).encode())
 
-    def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.directory / "config.yaml").read_text())
+    def config(self) -> StoredConfig:
+        """Raises UserError if config.yaml is not there, is not a run's, or was written by another version."""
+        path = self.paths.config
+        try:
+            content = yaml.safe_load(path.read_text())
+            version, name, identity = content["schema_version"], content["hash"], content["identity"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            raise UserError(f"{path} is not a run's configuration.") from None
+        # Samples in another layout would be set aside as unreadable, as if they had to be drawn again.
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.directory} was stored by another version of vfmbench (layout {version}, this one reads "
+                f"{SCHEMA_VERSION})."
+            )
+        return StoredConfig(name, validate(RunIdentity, identity, f"{path}: identity."))
 
     def write_provenance(self, facts: Mapping[str, Any]) -> None:
-        self.write_json("provenance.json", facts)
+        _write_json(self.paths.provenance, facts)
 
     def provenance(self) -> dict[str, Any]:
-        path = self.directory / "provenance.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """What `write_provenance` was given last; empty before."""
+        return _read_json(self.paths.provenance)
 
     def write_part(self, part: str, facts: Mapping[str, Any]) -> None:
         """What a part's process says about itself, beside the other parts'."""
-        self.write_json(f"{part}/part.json", facts)
+        _write_json(self.paths.part(part).facts, facts)
 
     def part(self, part: str) -> dict[str, Any]:
-        path = self.directory / part / "part.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return _read_json(self.paths.part(part).facts)
 
     def write_dataset(self, identity: RunIdentity, dataset: Dataset) -> None:
-        """dataset.json: the split's hash, the planned images' files in order, and those that could not be decoded."""
+        """The split's hash, the planned images' files in order, and those that could not be decoded."""
         # Other runs of the process may have read more of it.
         errors = [dataset.errors[key] for key in sorted(dataset.errors) if key < identity.num_images]
         content = {
@@ -113,24 +127,39 @@ class RunStore:
             "files": list(dataset.files[: identity.num_images]),
             "errors": {"count": len(errors), "messages": errors},
         }
-        self.write_json("dataset.json", content)
+        _write_json(self.paths.dataset, content)
+
+    def write_measurements(self, hashes: Mapping[int, str]) -> None:
+        """Args: hashes: of each image's measurement, by the image's position."""
+        _write_json(self.paths.measurements, {str(index): hashes[index] for index in sorted(hashes)})
+
+    def measurements(self) -> dict[str, str]:
+        """Hash of each image's measurement by the image's position; empty before they are compiled."""
+        return _read_json(self.paths.measurements)
+
+    def write_records(self, records: pd.DataFrame) -> None:
+        replace_file(self.paths.records, lambda path: records.to_parquet(path, index=False))
+
+    def records(self) -> pd.DataFrame:
+        """A row for each image and sample."""
+        import pandas as pd
+
+        return pd.read_parquet(self.paths.records)
 
     def scored(self) -> list[int]:
         """Positions of the images that the stored metrics are of; none if there are no metrics."""
-        name = "metrics_per_image.parquet"
-        return self.read_table(name)["index"].tolist() if (self.directory / name).exists() else []
+        columns = read_columns(self.paths.per_image)
+        return columns["index"].tolist() if columns else []
 
-    def write_metrics(self, results: Sequence[MetricResult], index: list[int]) -> None:
-        """metrics.json, metrics_per_image.parquet (a column per metric that is a mean over images), metrics_replicates.parquet
-        (a column per statistic of the whole set, its bootstrap replicates) and metrics_curves.parquet (a column per metric with
-        a curve, a list of numbers for each image).
+    def write_metrics(self, results: Sequence[MetricResult], index: Sequence[int]) -> None:
+        """Stores metrics' rows, and beside them their values for each image, their replicates and their curves.
 
         Args:
             results: all that one or several metrics gave.
             index: position of each image they were computed from. What other metrics stored earlier stays in place if it is of
                 the same images, and is dropped if not.
         """
-        keep = self.scored() == index
+        keep = self.scored() == list(index)
         replaced = {result.row.metric for result in results}
         kept = [row for row in self.readable_metrics() if row.metric not in replaced] if keep else []
         per_image = {result.row.name: result.per_image for result in results if result.per_image is not None}
@@ -138,30 +167,20 @@ class RunStore:
         per_image = {
             name: np.pad(column, (0, len(index) - len(column)), constant_values=np.nan) for name, column in per_image.items()
         }
-        replicates = {result.row.name: result.replicates for result in results if result.replicates is not None}
-        curves = {result.row.name: list(result.curves) for result in results if result.curves is not None}
-        tables = {
-            "metrics_curves.parquet": pd.DataFrame(curves),
-            "metrics_per_image.parquet": pd.DataFrame({"index": index, **per_image}),
-            "metrics_replicates.parquet": pd.DataFrame(replicates),
+        tables: dict[Path, Columns] = {
+            self.paths.curves: {result.row.name: result.curves for result in results if result.curves is not None},
+            self.paths.per_image: {"index": np.array(index, dtype=np.int64), **per_image},
+            self.paths.replicates: {result.row.name: result.replicates for result in results if result.replicates is not None},
         }
         names = {row.name for row in kept}
-        for file, table in tables.items():
-            if keep and (self.directory / file).exists():
-                earlier = self.read_table(file)
-                table = pd.concat([table, earlier[[name for name in earlier if name in names]]], axis=1)
-            self.write_table(file, table)
-        replace_file(self.directory / _METRICS, metrics_json([*kept, *(result.row for result in results)]))
-
-    def read_table(self, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.directory / name)
-
-    def write_table(self, name: str, table: pd.DataFrame) -> None:
-        replace_file(self.directory / name, lambda path: table.to_parquet(path, index=False))
+        for path, columns in tables.items():
+            earlier = read_columns(path) if keep else {}
+            write_columns(path, {**columns, **{name: column for name, column in earlier.items() if name in names}})
+        replace_file(self.paths.metrics, metrics_json([*kept, *(result.row for result in results)]))
 
     def metrics(self) -> list[MetricRow]:
         """Raises UnreadableMetrics."""
-        return read_metrics(self.directory / _METRICS)
+        return read_metrics(self.paths.metrics)
 
     def readable_metrics(self) -> list[MetricRow]:
         """As `metrics`, but none where they cannot be read and have to be computed again."""
@@ -170,5 +189,11 @@ class RunStore:
         except UnreadableMetrics:
             return []
 
-    def write_json(self, name: str, content: Any) -> None:
-        replace_file(self.directory / name, json.dumps(content, indent=1, default=str).encode())
+
+def _write_json(path: Path, content: Any) -> None:
+    replace_file(path, json.dumps(content, indent=1, default=str).encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,45 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
+from vfmbench.config import RunIdentity
 from vfmbench.errors import Status, UserError, unknown_name
+from vfmbench.results.columns import read_columns
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.run_directory import RunStore
-from vfmbench.results.schema import SCHEMA_VERSION, MetricRow
+from vfmbench.results.schema import MetricRow
 
-_METHOD_KEYS = ("method", "method_options", "plugin_sha256", "weights_sha256", "precision")
+_OF_THE_METHOD = {"method", "method_options", "plugin_sha256", "weights_sha256", "precision"}
 _HASH_DIGITS = 6
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class StoredRun:
     """What reports read of one run.
 
+    >>> run = StoredRun.read(RunStore(Path("results/runs/digits/denoise/vfm/0123456789ab")))
+    >>> run.metrics["psnr"].value, run.per_image["psnr"].mean()
+    (21.4, 21.4)
+
     Attributes:
-        identity: the run's `RunIdentity` as it was written.
         hash: of the identity; the name of the run's directory.
     """
 
     store: RunStore
-    identity: Mapping[str, Any]
+    identity: RunIdentity
     hash: str
 
     @classmethod
     def read(cls, store: RunStore) -> StoredRun:
         """Raises UserError if the directory's config.yaml is not a run's, or was written by another version."""
-        try:
-            config = store.config()
-            run, version = cls(store, config["identity"], config["hash"]), config["schema_version"]
-        except (yaml.YAMLError, KeyError, TypeError):
-            raise UserError(f"{store.directory / 'config.yaml'} is not a run's configuration.") from None
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{store.directory} was stored by another version of vfmbench (layout {version}, this one reads "
-                f"{SCHEMA_VERSION})."
-            )
-        return run
+        config = store.config()
+        return cls(store, config.identity, config.hash)
 
     @property
     def status(self) -> Status:
@@ -64,28 +62,33 @@ class StoredRun:
         return {row.name: row for row in self.store.metrics()}
 
     @cached_property
-    def per_image(self) -> pd.DataFrame:
-        """metrics_per_image.parquet by position of the image."""
-        table = self._table("metrics_per_image.parquet")
-        return table.set_index("index") if "index" in table else table
+    def index(self) -> NDArray[np.int64]:
+        """Positions [n] of the images that the metrics are of, ascending."""
+        return self._per_image.get("index", np.empty(0, dtype=np.int64))
 
     @cached_property
-    def replicates(self) -> pd.DataFrame:
-        return self._table("metrics_replicates.parquet")
+    def per_image(self) -> dict[str, Values]:
+        """Each image's value [n], in the order of `index`, of a metric that is a mean over images; NaN where it has none."""
+        return {name: column for name, column in self._per_image.items() if name != "index"}
 
     @cached_property
-    def curves(self) -> dict[str, NDArray[np.float64]]:
-        """Each image's part of a metric's curve, float64 [n,k], by the metric's name."""
-        table = self._table("metrics_curves.parquet")
-        return {name: np.stack(table[name].tolist()) for name in table}
+    def _per_image(self) -> dict[str, NDArray[Any]]:
+        return read_columns(self.store.paths.per_image)
 
-    def _table(self, name: str) -> pd.DataFrame:
-        return self.store.read_table(name) if (self.store.directory / name).exists() else pd.DataFrame()
+    @cached_property
+    def replicates(self) -> dict[str, Values]:
+        """Values [R] of a statistic of the whole set on bootstrap resamples."""
+        return read_columns(self.store.paths.replicates)
+
+    @cached_property
+    def curves(self) -> dict[str, Values]:
+        """Each image's part [n,k] of a metric's curve."""
+        return read_columns(self.store.paths.curves)
 
     @property
-    def image_set(self) -> str:
+    def image_set(self) -> dict[str, Any]:
         """Equal for runs that measured and sampled the same images equally often: only they are compared."""
-        return yaml.safe_dump({key: value for key, value in self.identity.items() if key not in _METHOD_KEYS})
+        return self.identity.model_dump(mode="json", exclude=_OF_THE_METHOD)
 
 
 def find_runs(
@@ -96,12 +99,12 @@ def find_runs(
     Raises:
         UserError: a folder does not exist, there are no runs, a task or method has none, or a run lies in two places.
     """
-    paths = {}
+    found = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
-        paths.update({path.parent.resolve(): path.parent for path in sorted(folder.rglob("config.yaml"))})
-    runs = [StoredRun.read(RunStore(path)) for path in paths.values() if (path / "samples").is_dir()]
+        found.update({paths.directory.resolve(): paths for paths in RunPaths.below(folder) if paths.config.exists()})
+    runs = [StoredRun.read(RunStore(paths.directory)) for paths in found.values()]
     if not runs:
         raise UserError(f"There are no runs in {', '.join(map(str, folders))}.")
     places: dict[str, Path] = {}
@@ -111,35 +114,38 @@ def find_runs(
                 f"The run {run.hash} lies in {places[run.hash]} and in {run.store.directory}; name only one of them."
             )
         places[run.hash] = run.store.directory
-    for kind, wanted in (("task", tasks), ("method", methods)):
-        stored = {run.identity[kind] for run in runs}
-        for name in wanted or []:
-            if name not in stored:
-                raise unknown_name(f"{kind} among the stored runs", name, stored)
-        runs = [run for run in runs if wanted is None or run.identity[kind] in wanted]
+    runs = _chosen(runs, "task", [run.identity.task for run in runs], tasks)
+    runs = _chosen(runs, "method", [run.identity.method for run in runs], methods)
     if methods is not None:
-        runs.sort(key=lambda run: methods.index(run.identity["method"]))
+        runs.sort(key=lambda run: methods.index(run.identity.method))
     return runs
+
+
+def _chosen(runs: Sequence[StoredRun], kind: str, names: Sequence[str], wanted: Sequence[str] | None) -> list[StoredRun]:
+    """The runs whose name is wanted. Raises UserError for a wanted name that no run has."""
+    for name in wanted or []:
+        if name not in names:
+            raise unknown_name(f"{kind} among the stored runs", name, set(names))
+    return [run for run, name in zip(runs, names, strict=True) if wanted is None or name in wanted]
 
 
 def by_image_set(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
     """Runs that may be compared with each other, by a title that tells their image set from the others."""
     groups: dict[str, list[StoredRun]] = {}
     for run in runs:
-        groups.setdefault(run.image_set, []).append(run)
+        groups.setdefault(json.dumps(run.image_set), []).append(run)
     titles = []
     for first in (group[0].identity for group in groups.values()):
-        size = f"{first['num_images']} images x {first['samples']} samples, seed {first['seed']}"
-        titles.append(f"{first['task']}, suite {first['suite']}, {first['split']} split: {size}")
-    options = [{key: value for key, value in group[0].identity.items() if key not in _METHOD_KEYS} for group in groups.values()]
+        size = f"{first.num_images} images x {first.samples} samples, seed {first.seed}"
+        titles.append(f"{first.task}, suite {first.suite}, {first.split} split: {size}")
+    options = [group[0].image_set for group in groups.values()]
     return dict(zip(_told_apart(titles, options), groups.values(), strict=True))
 
 
 def labels(runs: Sequence[StoredRun]) -> list[str]:
     """A column heading for each run: its method, and where it occurs more than once the options and precision that differ."""
-    methods = [run.identity["method"] for run in runs]
-    # The identity names no precision where it is the usual one.
-    options = [{**run.identity["method_options"], "precision": run.identity.get("precision", "float32")} for run in runs]
+    methods = [run.identity.method for run in runs]
+    options = [{**run.identity.method_options, "precision": run.identity.precision} for run in runs]
     names = _told_apart(methods, options)
     return [
         name if names.count(name) == 1 else f"{name} #{run.hash[:_HASH_DIGITS]}" for name, run in zip(names, runs, strict=True)

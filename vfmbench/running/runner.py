@@ -72,7 +72,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
         current = store.readable_metrics() if not todo and store.scored() == Shards(store.directory).evaluable() else []
         names = stale_metrics(plan.metrics, current, networks)
         if todo or names or not costs_current(current) or store.provenance().get("status") != Status.DONE:
-            with logging_to(store.directory / "log.txt"):
+            with logging_to(store.paths.log):
                 note = _work(plan, sampler, networks, todo, names, note, progress or (lambda done, total: None))
     return Run(store, Status.DONE, note)
 

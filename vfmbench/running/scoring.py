@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from vfmbench.config import RunIdentity
 from vfmbench.domains import IMAGES
@@ -19,11 +18,10 @@ from vfmbench.metrics.compute import chosen_metrics, compute_metrics, default_me
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.features import EXTERNAL_SPACES, external_space
 from vfmbench.models.perceptual import NETS, perceptual_distance
-from vfmbench.options import validate
 from vfmbench.provenance import environment, now
 from vfmbench.registry import load_suite
 from vfmbench.results.run_directory import RunStore
-from vfmbench.results.schema import SCHEMA_VERSION, MetricRow
+from vfmbench.results.schema import MetricRow
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
 from vfmbench.running.image_folders import read_pairs
@@ -61,11 +59,15 @@ def score_run(
         UserError: not a run directory, no samples in it, other data than the run's, an unknown metric.
     """
     store = RunStore(directory)
-    identity = _identity(store)
+    if not store.paths.exists:
+        raise UserError(
+            f"{directory} is no run directory; to score a folder of images, add --reference FOLDER with the true ones."
+        )
+    identity = store.config().identity
     suite, dataset = _suite_of(identity, options)
     chosen = chosen_metrics(suite.defaults.metrics or default_metrics(suite.domain) if metrics is None else metrics)
     networks = metric_networks(suite, device)
-    with store.writing(identity, fresh=False), logging_to(directory / "log.txt"):
+    with store.writing(identity, fresh=False), logging_to(store.paths.log):
         stored = len(Shards(store.directory).finished())
         if not stored:
             raise UserError(f"{directory} holds no samples yet.")
@@ -114,22 +116,6 @@ def score_folders(
     )
     rows = [result.row for result in compute_metrics(evaluation, chosen)]
     return FolderScores(samples, reference, len(evaluation), evaluation.num_samples, rows)
-
-
-def _identity(store: RunStore) -> RunIdentity:
-    try:
-        config = store.config()
-        content, version = config["identity"], config["schema_version"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UserError(
-            f"{store.directory} is no run directory; to score a folder of images, add --reference FOLDER with the true ones."
-        ) from None
-    # Samples in another layout would be set aside as unreadable, as if they had to be drawn again.
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"{store.directory} was stored by another version of vfmbench (layout {version}, this one reads {SCHEMA_VERSION})."
-        )
-    return validate(RunIdentity, content, f"{store.directory / 'config.yaml'}: identity.")
 
 
 def _suite_of(identity: RunIdentity, options: Mapping[str, Mapping[str, Any]]) -> tuple[Suite, Dataset]:

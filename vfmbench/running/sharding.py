@@ -14,6 +14,7 @@ from typing import Any
 from vfmbench.errors import Status, UserError
 from vfmbench.files import BusyError
 from vfmbench.provenance import now
+from vfmbench.results.paths import PartPaths
 from vfmbench.running.plan import Plan
 from vfmbench.running.runner import Run, execute, logging_to, new_session, skipped
 from vfmbench.running.sampling import Progress, sample_images
@@ -30,7 +31,7 @@ class Part:
     @property
     def folder(self) -> str:
         """Below the run directory."""
-        return f"parts/{self.number}-of-{self.count}"
+        return PartPaths.name(self.number, self.count)
 
 
 def positions(plan: Plan, part: Part) -> range:
@@ -70,7 +71,7 @@ def _sample_part(plan: Plan, part: Part, progress: Progress) -> None:
     session = {"part": part.folder, **new_session(plan, len(todo), [])}
     facts = {"status": Status.INTERRUPTED, "sessions": [*sessions, session]}
     store.write_part(part.folder, facts)
-    with logging_to(store.directory / part.folder / "log.txt"):
+    with logging_to(store.paths.part(part.folder).log):
         session["batch_size"] = sample_images(plan, plan.sampler(), todo, number, _of_part(plan, part, progress))
     session["ended"] = now()
     store.write_part(part.folder, {**facts, "status": Status.DONE})

@@ -25,6 +25,7 @@ from torch import Tensor
 from vfmbench.config import RunIdentity
 from vfmbench.errors import Status, UserError
 from vfmbench.files import replace_file
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.run_directory import RunStore
 
 LOG = logging.getLogger("vfmbench")
@@ -62,7 +63,7 @@ class Shard:
     effective_samples: Tensor | None = None
 
     def records(self, seed: int) -> pd.DataFrame:
-        """A row per image and sample, as in records.parquet."""
+        """A row per image and sample, as a run stores them."""
         rows, samples = self.residual.shape
         status = np.where(self.residual.flatten().isfinite(), Status.DONE.value, Status.DIVERGED.value)
         effective = torch.full((rows,), float(samples)) if self.effective_samples is None else self.effective_samples
@@ -141,17 +142,14 @@ class Shards:
     """The shards of the run in a directory."""
 
     def __init__(self, directory: Path):
-        self._folder = directory / "samples"
+        self._paths = RunPaths(directory)
 
     def write(self, shard: Shard) -> None:
         tensors = {name: getattr(shard, name) for name in (*_SHARD_TENSORS, *_OPTIONAL_TENSORS)}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         header = {"cost": json.dumps(shard.cost), "measurement_hash": json.dumps(shard.measurement_hash)}
         content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, header)
-        replace_file(self._path(shard.index), content)
-
-    def _path(self, index: Tensor) -> Path:
-        return self._folder / f"shard-{int(index[0]):07d}-{int(index[-1]):07d}.safetensors"
+        replace_file(self._paths.shard(int(shard.index[0]), int(shard.index[-1])), content)
 
     def read(self) -> list[Shard]:
         """All finished shards in order of their images."""
@@ -167,7 +165,7 @@ class Shards:
 
     def _read(self, names: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
         """The named tensors and the header of each shard. One that cannot be read is set aside and computed again."""
-        for path in sorted(self._folder.glob("shard-*.safetensors")):
+        for path in self._paths.shards():
             try:
                 with safe_open(path, framework="pt") as file:
                     present = [*names, *(name for name in optional if name in file.keys())]  # noqa: SIM118 - not a mapping
@@ -185,7 +183,7 @@ class Shards:
 
 
 def compile_tables(store: RunStore, identity: RunIdentity) -> pd.DataFrame:
-    """Writes records.parquet and measurements.json from the shards and returns the records.
+    """Stores the records and the measurements' hashes from the shards, and returns the records.
 
     A planned image that no shard holds could not be read: its rows are `failed`, with label -1 and without numbers.
 
@@ -194,7 +192,7 @@ def compile_tables(store: RunStore, identity: RunIdentity) -> pd.DataFrame:
     """
     shards = Shards(store.directory).read()
     if not shards:
-        raise UserError(f"None of the {identity.num_images} images could be read; {store.directory / 'dataset.json'} says why.")
+        raise UserError(f"None of the {identity.num_images} images could be read; {store.paths.dataset} says why.")
     stored = {index for shard in shards for index in shard.index.tolist()}
     failed = [
         {"index": index, "sample": sample, "label": -1, "seed": identity.seed, "status": Status.FAILED.value}
@@ -204,7 +202,7 @@ def compile_tables(store: RunStore, identity: RunIdentity) -> pd.DataFrame:
     ]
     tables = [shard.records(identity.seed) for shard in shards]
     records = pd.concat([*tables, pd.DataFrame(failed)] if failed else tables, ignore_index=True)
-    store.write_table("records.parquet", records)
+    store.write_records(records)
     hashes = {index: text for shard in shards for index, text in zip(shard.index.tolist(), shard.measurement_hash, strict=True)}
-    store.write_json("measurements.json", {str(index): hashes[index] for index in sorted(hashes)})
+    store.write_measurements(hashes)
     return records

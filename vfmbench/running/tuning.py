@@ -178,11 +178,11 @@ def _run_trial(config: RunConfig) -> dict[str, Any]:
         left_out = [row.n for row in rows if row.metric != COST and row.n < (config.num_images or 0)]
         return {
             "values": {row.name: row.value for row in rows},
-            "hash": store.config()["hash"],
+            "hash": store.config().hash,
             "problem": f"only {min(left_out)} of {config.num_images} images without a diverged sample" if left_out else "",
             # A trial may have been stored by an earlier version of the code.
             "commit": store.provenance()["sessions"][0]["git_commit"] or "",
-            "weights": store.config()["identity"]["weights_sha256"],
+            "weights": store.config().identity.weights_sha256,
         }
     except UserError:
         raise
