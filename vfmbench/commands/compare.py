@@ -8,7 +8,9 @@ import json
 from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
 from vfmbench.registry import load_suite, samplers
-from vfmbench.reporting import console, pictures, rendering, tables
+from vfmbench.reporting import console, pictures, tables
+from vfmbench.reporting.quoting import legend
+from vfmbench.reporting.writers.text import text
 from vfmbench.results.comparison import Entry, compare
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import Plan
@@ -36,8 +38,8 @@ def main(options: argparse.Namespace) -> int:
         for task, runs in results.items():
             entries = [_entry(method, result) for method, result in runs.items()]
             first = next((entry.heading for entry in entries if entry.run is not None), None)
-            console.OUT.print(rendering.to_text(compare(task, entries, first)))
-        console.OUT.print(f"{rendering.legend('the first finished method')} {tables.comparison_note(options.preset)}")
+            console.OUT.print(text(compare(task, entries, first)))
+        console.OUT.print(f"{legend('the first finished method')} {tables.comparison_note(options.preset)}")
         console.OUT.print("\n".join(f"Picture: {path}" for path in drawn))
     statuses = {run.status for row in results.values() for run in row.values()}
     if Status.FAILED in statuses:

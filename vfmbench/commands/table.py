@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 
-from vfmbench.reporting import console, rendering
+from vfmbench.reporting import console
+from vfmbench.reporting.quoting import legend
+from vfmbench.reporting.writers.document import document
+from vfmbench.reporting.writers.latex import comments, latex
+from vfmbench.reporting.writers.markdown import markdown
+from vfmbench.reporting.writers.text import text
 from vfmbench.results.comparison import tables_of
 
 
 def main(options: argparse.Namespace) -> int:
     comparisons = tables_of(options.folders, options.tasks, options.methods, options.reference)
     if options.json:
-        print(json.dumps([rendering.document(comparison) for comparison in comparisons]))
+        print(json.dumps([document(comparison) for comparison in comparisons]))
         return 0
     for comparison in comparisons:
-        rendered = rendering.FORMATS[options.format](comparison)
-        if isinstance(rendered, str):
-            print(f"{rendered}\n")
+        if options.format == "text":
+            console.OUT.print(text(comparison))
         else:
-            console.OUT.print(rendered)
-    legend = rendering.legend(options.reference)
-    print(f"% {legend}" if options.format == "latex" else legend)
+            print({"markdown": markdown, "latex": latex}[options.format](comparison) + "\n")
+    marks = legend(options.reference)
+    print("\n".join(comments([marks])) if options.format == "latex" else marks)
     return 0

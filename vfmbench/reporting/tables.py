@@ -1,4 +1,4 @@
-"""Tables and JSON documents of one run, of a folder of images, and of a tuning; `rendering` has those of several runs."""
+"""Tables and JSON documents of one run, of a folder of images, and of a tuning; `writers` has those of several runs."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from vfmbench.errors import Status, UserError
 from vfmbench.results.notes import measurement_notes, missing_notes, warning_notes
-from vfmbench.results.schema import Direction, MetricRow
+from vfmbench.results.schema import COST, Direction, MetricRow
 from vfmbench.results.statistics import (
     FEWEST_IMAGES,
     Interval,
@@ -38,6 +38,10 @@ class Entry:
     @classmethod
     def of(cls, heading: str, run: StoredRun) -> Entry:
         return cls(heading, run.status, run.note, run if run.status == Status.DONE else None)
+
+    @property
+    def hash(self) -> str:
+        return self.run.hash if self.run else ""
 
 
 @dataclass
@@ -71,16 +75,20 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run's value of one metric.
+    """One run's number of one metric. It stays a number until a writer prints it.
 
     Attributes:
         row: the metric's row of metrics.json; None if the run has no such metric.
+        status: of a cell without a number, why there is none; else `done`.
+        counted: how many images the number is of, of how many planned, where some are left out.
         best: the best of its row, or not significantly worse than the best.
         sign: "+" or "-" if significantly better or worse than the reference, else "".
         difference: to the reference; None where they were not compared.
     """
 
     row: MetricRow | None
+    status: Status
+    counted: tuple[int, int] | None = None
     best: bool = False
     sign: str = ""
     difference: Difference | None = None
@@ -91,6 +99,11 @@ class ComparisonRow:
     name: str
     direction: Direction | None
     cells: list[Cell]
+
+    @property
+    def marked(self) -> bool:
+        """Whether a cell bears a mark."""
+        return any(cell.best or cell.sign for cell in self.cells)
 
 
 @dataclass(frozen=True)
@@ -166,8 +179,8 @@ def compare(title: str, entries: Sequence[Entry], reference: str | None = None) 
         for entry in entries:
             difference = to_reference[name].get(entry.heading)
             cells.append(
-                Cell(
-                    row=runs[entry.heading].metrics.get(name) if entry.heading in runs else None,
+                replace(
+                    _cell(entry, name),
                     best=_is_best(to_best[name], entry.heading),
                     sign=_sign(directions[name], difference),
                     difference=difference,
@@ -179,6 +192,18 @@ def compare(title: str, entries: Sequence[Entry], reference: str | None = None) 
     notes += [f"{', '.join(names)}: computed {what}, and so not compared" for what, names in differing.items() if names]
     notes += warning_notes(runs, list(wanted)) + missing_notes(runs, computed) + measurement_notes(runs)
     return Comparison(title, list(entries), rows, reference, notes)
+
+
+def _cell(entry: Entry, name: str) -> Cell:
+    """The entry's number, not compared yet."""
+    if entry.run is None:
+        return Cell(None, entry.status)
+    row, planned = entry.run.metrics.get(name), entry.run.identity.num_images
+    if row is None or row.value is None:
+        return Cell(row, Status.MISSING)
+    # Costs are means over batches.
+    partial = row.metric != COST and row.n < planned
+    return Cell(row, Status.DONE, (row.n, planned) if partial else None)
 
 
 def _differ(facts: Iterable[object]) -> bool:

@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,14 +9,18 @@ from rich.text import Text
 
 from vfmbench.errors import Status
 from vfmbench.metrics.values import MetricValue, mean_value
-from vfmbench.reporting.columns import Column
 from vfmbench.reporting.console import OUT
-from vfmbench.reporting.rendering import document, to_latex, to_markdown, to_text, value_text
+from vfmbench.reporting.quoting import quote
+from vfmbench.reporting.writers.columns import Column
+from vfmbench.reporting.writers.document import document
+from vfmbench.reporting.writers.latex import comments, escaped, latex
+from vfmbench.reporting.writers.markdown import markdown
+from vfmbench.reporting.writers.text import text
 from vfmbench.results.comparison import Entry, compare
 
 
 @pytest.mark.parametrize(
-    ("numbers", "text"),
+    ("numbers", "words"),
     [
         ((17.2134, 17.05, 17.37), "17.21 ±0.16"),
         ((0.13071, 0.1208, 0.1406), "0.1307 ±0.0099"),
@@ -27,8 +33,8 @@ from vfmbench.results.comparison import Entry, compare
         ((0.0, -0.2, 0.2), "0.00 ±0.20"),
     ],
 )
-def test_value_text(numbers, text):
-    assert value_text(*numbers) == text
+def test_digits_are_those_that_the_interval_allows(numbers, words):
+    assert str(quote(*numbers)) == words
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def comparison(make_run):
 
 
 def test_text(comparison, capsys):
-    Console(width=160).print(to_text(comparison))
+    Console(width=160).print(text(comparison))
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if " psnr " in line)
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
@@ -76,7 +82,7 @@ def many(make_run):
 
 
 def printed_at(width, comparison, capsys):
-    Console(width=width).print(to_text(comparison))
+    Console(width=width).print(text(comparison))
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -105,7 +111,7 @@ def test_a_table_takes_the_width_it_needs_where_there_is_no_limit(many, capsys):
 
 
 def test_output_that_is_no_terminal_has_no_width(many, capsys):
-    OUT.print(to_text(many))
+    OUT.print(text(many))
     assert capsys.readouterr().out.count("┏") == 1
 
 
@@ -123,18 +129,79 @@ def test_headings_are_folded_to_the_width_of_their_cells(heading, cell, lines):
     assert Column(heading, [Text(cell)]).lines == lines
 
 
-def test_markdown_and_latex(comparison):
-    lines = to_markdown(comparison).splitlines()
+def test_markdown(comparison):
+    lines = markdown(comparison).splitlines()
     assert lines[0] == "**A task**"
     assert lines[2].count("|") == lines[3].count("|") == lines[4].count("|") == 6
     assert lines[4].startswith("| psnr | ↑ | **19.")
     assert lines[4].endswith(" (-) | failed |")
-    tex = to_latex(comparison)
-    assert tex.count(r" \\") == 3
-    assert r"good\_one" in tex
-    assert r"\textbf{19." in tex
-    assert "$^{-}$" in tex
-    assert r"$\uparrow$" in tex
+    assert "none: RuntimeError: boom" in lines
+
+
+def test_a_bar_in_a_heading_begins_no_cell_of_markdown(comparison):
+    entries = [replace(entry, heading="a|b") for entry in comparison.entries]
+    heading = markdown(replace(comparison, entries=entries)).splitlines()[2]
+    assert heading == r"| metric |  | a\|b | a\|b | a\|b |"
+
+
+def cells_of(line):
+    """Cells of a line of a LaTeX table; an escaped ampersand divides nothing."""
+    assert line.endswith(r" \\")
+    return [cell.strip() for cell in re.split(r"(?<!\\)&", line.removesuffix(r"\\"))]
+
+
+def test_latex_has_the_structure_of_a_table(comparison):
+    lines = latex(comparison).splitlines()
+    begin, end = lines.index(r"\begin{tabular}{llrrr}"), lines.index(r"\end{tabular}")
+    assert [lines[begin + 1], lines[begin + 3], lines[end - 1]] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    # Outside of the table there are comments only: the title, which run is in which column, and the notes.
+    good, bad, _ = comparison.entries
+    assert lines[:begin] == ["% A task"]
+    runs = [f"% {entry.heading}: run {entry.run.hash}" for entry in (good, bad)]
+    assert lines[end + 1 :] == [*runs, "% bad: trained elsewhere", "% none: RuntimeError: boom"]
+    heading, *rows = (cells_of(lines[number]) for number in (begin + 2, *range(begin + 4, end - 1)))
+    assert heading == ["metric", "", r"good\_one", "bad", "none"]
+    assert [len(row) for row in rows] == [5, 5]
+    table = "\n".join(lines[begin:end])
+    assert table.isascii()
+    assert table.count("$") % 2 == 0
+    assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
+
+
+def test_numbers_are_mathematics_in_latex(comparison):
+    psnr, nfe = (next(line for line in latex(comparison).splitlines() if line.startswith(name)) for name in ("psnr", "nfe"))
+    name, arrow, good, bad, none = cells_of(psnr)
+    assert (name, arrow, none) == ("psnr", r"$\uparrow$", "failed")
+    rows = [cell.row for cell in comparison.rows[0].cells[:2]]
+    value, margin = (f"{number:.2f}" for number in (rows[0].value, (rows[0].high - rows[0].low) / 2))
+    assert good == rf"$\mathbf{{{value}}} \pm {margin}$"
+    value, margin = (f"{number:.2f}" for number in (rows[1].value, (rows[1].high - rows[1].low) / 2))
+    assert bad == rf"${value} \pm {margin}{{}}^{{-}}$ (40/50)"
+    assert cells_of(nfe) == ["nfe", "", "$1$ (3/40)", "missing", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((-0.00010521, -0.0001252, -0.0000852), r"$-1.05 \times 10^{-4} \pm 2.0 \times 10^{-5}$"),
+        ((1.188e-05, None, None), r"$1.188 \times 10^{-5}$"),
+        ((1.0, 0.9894, 1.0), r"$1.0000\;[0.9894, 1.0000]$"),
+    ],
+)
+def test_powers_of_ten_and_ends_in_latex(make_run, numbers, words):
+    value, low, high = numbers
+    entry = Entry("a", Status.DONE, run=make_run("a", [MetricValue("residual", value, low, high, 4)]))
+    line = next(line for line in latex(compare("t", [entry])).splitlines() if line.startswith("residual"))
+    assert cells_of(line) == ["residual", r"$\rightarrow 1$", words]
+
+
+def test_what_latex_would_take_for_commands_is_escaped():
+    assert escaped(r"50_% #1 & {x} $") == r"50\_\% \#1 \& \{x\} \$"
+    assert (
+        escaped("a\\b~c^d<e>|\n")
+        == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\textless{}e\textgreater{}\textbar{} "
+    )
+    assert comments(["first\nsecond", "third"]) == ["% first", "% second", "% third"]
 
 
 def test_document_is_json_with_whole_numbers(comparison):
