@@ -13,8 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from vfmbench.errors import Status
 from vfmbench.launching import status
 from vfmbench.launching.sweep import Sweep, prepare
+from vfmbench.results.run_directory import RunStore
+from vfmbench.results.schema import MetricRow, MetricSpec, metrics_json
 
 SWEEP = "out: {out}\nfixed: {{num_images: 4}}\ngrid: {{method: [vfm, pinv], task: [denoise, gaussian_deblur], seed: {seeds}}}\n"
 
@@ -22,7 +25,8 @@ SWEEP = "out: {out}\nfixed: {{num_images: 4}}\ngrid: {{method: [vfm, pinv], task
 def finish(sweep: Sweep, metrics: int) -> None:
     """Writes what status reads of every job and run, as if all had ended well."""
     sweep.record.write_plan(sweep.jobs)
-    rows = [{"name": f"m{number}", "metric": "m", "value": 1.0, "low": 0.0, "high": 2.0} for number in range(metrics)]
+    names = [f"m{number}" for number in range(metrics)]
+    rows = [MetricRow(name=name, metric="m", value=1.0, low=0.0, high=2.0, spec=MetricSpec(name=name)) for name in names]
     jobs = sweep.record.folder / "jobs"
     jobs.mkdir()
     for job in sweep.jobs:
@@ -31,8 +35,9 @@ def finish(sweep: Sweep, metrics: int) -> None:
         directory = job.runs[0].directory
         assert directory is not None
         directory.mkdir(parents=True)
-        (directory / "provenance.json").write_text(json.dumps({"status": "done"}))
-        (directory / "metrics.json").write_text(json.dumps({"metrics": rows}))
+        store = RunStore(directory)
+        store.write_provenance({"status": Status.DONE})
+        store.paths.metrics.write_bytes(metrics_json(rows))
 
 
 def main() -> None:

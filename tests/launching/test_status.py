@@ -15,6 +15,7 @@ from vfmbench.launching.cluster import SlurmState
 from vfmbench.launching.sweep import failed_only, merge_parts
 from vfmbench.launching.worker import JobState, perform
 from vfmbench.results.paths import RunPaths
+from vfmbench.results.schema import MetricRow, MetricSpec, metrics_json
 
 TEXT = """\
 fixed: {num_images: 4, samples: 2, metrics: [psnr], batch_size: 4}
@@ -173,12 +174,13 @@ def test_a_sweep_that_was_never_started(sweep_of):
 def test_every_run_of_many_has_a_row(sweep_of):
     sweep = sweep_of(TEXT.replace("[0, 1]", str([*range(50)])))
     sweep.record.write_plan(sweep.jobs)
-    metrics = {"metrics": [{"name": f"m{k}", "value": 1.0, "low": 0.0, "high": 2.0} for k in range(30)]}
+    names = [f"m{k}" for k in range(30)]
+    metrics = [MetricRow(name=name, metric="m", value=1.0, low=0.0, high=2.0, spec=MetricSpec(name=name)) for name in names]
     for job in sweep.jobs:
         own_word(sweep, job, "done", slurm=None)
         job.runs[0].directory.mkdir(parents=True)
         RunPaths(job.runs[0].directory).provenance.write_text(json.dumps({"status": "done"}))
-        RunPaths(job.runs[0].directory).metrics.write_text(json.dumps(metrics))
+        RunPaths(job.runs[0].directory).metrics.write_bytes(metrics_json(metrics))
     rows = status.rows(sweep.record)
     assert [row["seed"] for row in rows] == [*range(50)]
     assert all(row["status"] == "done" and row["m29_high"] == 2.0 for row in rows)
