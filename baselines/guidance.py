@@ -192,7 +192,7 @@ class Solver(Sampler):
 
         Raises MissingError where nothing has been tuned.
         """
-        return cls.original(task.problem) if name == "original" else tuned_options(name, method, task, suite)
+        return cls.original(task.kind) if name == "original" else tuned_options(name, method, task, suite)
 
     def conditioned(self, measurement: Measurement) -> Measurement:
         """The measurement with the labels that the network is given. Raises UserError for an image without a label."""

@@ -81,7 +81,7 @@ class Bicubic(Reference):
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
-        fits = _kind(task) == "super_resolution"
+        fits = task.kind == "super_resolution"
         return fits, "" if fits else f"{task.name} is not super-resolution"
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
@@ -94,7 +94,7 @@ class MeanFill(Reference):
 
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
-        fits = _kind(task) in ("inpaint_box", "inpaint_random")
+        fits = task.kind in ("inpaint_box", "inpaint_random")
         return fits, "" if fits else f"{task.name} is not inpainting"
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
@@ -125,8 +125,3 @@ class Autoencoded(Reference):
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
         return self._codec.decode(self._codec.encode(measurement.operator.pinv(measurement.y)))
-
-
-def _kind(task: Task) -> str:
-    """Which inverse problem the task's class stands for; a suite may give the task itself a problem of another name."""
-    return type(task).problem

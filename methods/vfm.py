@@ -66,11 +66,11 @@ class AdapterSampler(Sampler):
     @classmethod
     def supports(cls, task: Task, suite: Suite) -> tuple[bool, str]:
         known = suite.weights.entry(cls.weights[0])["problem_options"]
-        if task.problem not in known:
-            return False, f"its adapter was not trained on the problem {task.problem!r}; it knows {', '.join(known)}"
-        trained, here = known[task.problem], task.options.model_dump(mode="json")
+        if task.condition not in known:
+            return False, f"its adapter was not trained on the problem {task.condition!r}; it knows {', '.join(known)}"
+        trained, here = known[task.condition], task.options.model_dump(mode="json")
         changed = [f"{key} {trained.get(key)} (here {here[key]})" for key in here if here[key] != trained.get(key)]
-        return True, f"its adapter was trained on {task.problem} with {', '.join(changed)}" if changed else ""
+        return True, f"its adapter was trained on {task.condition} with {', '.join(changed)}" if changed else ""
 
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:
         measurement = self._flow.relabelled(measurement, null=self.options.label == "null")
@@ -103,12 +103,12 @@ class AdapterSampler(Sampler):
         """D(E(x + T (y - A x))) on observed entries: agrees with the observation before it passes the codec once more."""
         operator = measurement.operator
         if not operator.linear:
-            raise UserError(f"method.projection: {measurement.problem} is not linear; leave the projection out.")
+            raise UserError(f"method.projection: {measurement.condition} is not linear; leave the projection out.")
         return self._codec.decode(self._codec.encode(images - operator.to_image(measurement.residual(images))))
 
     def _posterior_noise(self, measurement: Measurement) -> tuple[Tensor, Tensor]:
         observation = adapter_observation(measurement, self._restored)
-        problem = torch.full_like(measurement.label, self._problems.index(measurement.problem))
+        problem = torch.full_like(measurement.label, self._problems.index(measurement.condition))
         inputs = adapter_arguments(observation, problem, self._restored, self._codec)
         with torch.no_grad(), self.meter.measure("adapter_forwards", len(observation)):
             return self._adapter(*inputs)

@@ -30,12 +30,13 @@ O = TypeVar("O", bound=ObservationOptions)  # noqa: E741
 class Observation(Task, Generic[O]):
     """Base of the tasks on points: y = M x + noise_std n with one matrix for all of them.
 
-    A subclass names its `problem` and its `Options` and gives its matrix M [m,d], float64.
+    A subclass names its `kind` and its `Options` and gives its matrix M [m,d], float64.
 
     Args:
         image_shape: (d, 1, 1) of the points it will measure.
         options: of the subclass's own `Options` class.
-        name: as on the command line; the problem's name if omitted. Random numbers do not depend on it.
+        name: as on the command line; the kind if omitted. Random numbers do not depend on it.
+        condition: what adapters are conditioned on; the name if omitted.
 
     Raises:
         UserError: another shape than that of points, or options that contradict it.
@@ -45,15 +46,15 @@ class Observation(Task, Generic[O]):
     Options: ClassVar[type[ObservationOptions]] = ObservationOptions
     options: O
 
-    def __init__(self, image_shape: Shape, options: O, name: str | None = None):
-        super().__init__(image_shape, options, name)
+    def __init__(self, image_shape: Shape, options: O, name: str | None = None, condition: str | None = None):
+        super().__init__(image_shape, options, name, condition)
         if not POINTS.fits(image_shape):
             raise UserError(f"{self.name}: this task observes points, of shape (d, 1, 1), not images of shape {image_shape}.")
         self._matrix = self._build_matrix(image_shape[0])
 
     @torch.no_grad()
     def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
-        """Measures a batch; the noise depends on (problem, options, seed, index) only.
+        """Measures a batch; the noise depends on (kind, options, seed, index) only.
 
         The matrix is applied in float64, so that a measurement does not depend on how a batch was put together.
 
@@ -71,10 +72,10 @@ class Observation(Task, Generic[O]):
         """
         self._check(images, label, index)
         label, index = label.to(images.device), index.to(images.device)
-        noise = PhiloxNoise(seed, f"measurement/{self.problem}", index)
+        noise = PhiloxNoise(seed, f"measurement/{self.kind}", index)
         operator = MatrixOperator(len(images), self._matrix.to(images.device))
         y, noise_std = add_gaussian(operator.forward(images.double()), self.options.noise_std, noise)
-        return Measurement(y.to(images.dtype), operator, noise_std.to(images.dtype), label, index, self.problem)
+        return Measurement(y.to(images.dtype), operator, noise_std.to(images.dtype), label, index, self.condition)
 
     def _build_matrix(self, dimension: int) -> Tensor:
         """M [m,d], float64, the same for all images and runs."""
@@ -102,7 +103,7 @@ class Observation(Task, Generic[O]):
 class FirstCoordinate(Observation[ObservationOptions]):
     """y = x_1 + n, the checkerboard's task in the Variational Flow Maps paper (section 4.1)."""
 
-    problem = "first_coordinate"
+    kind = "first_coordinate"
 
     def _build_matrix(self, dimension: int) -> Tensor:
         return torch.eye(1, dimension, dtype=torch.float64)
@@ -124,7 +125,7 @@ class LinearObservation(Observation[LinearObservationOptions]):
     A matrix with fewer observations has the first rows of one with more.
     """
 
-    problem = "linear_observation"
+    kind = "linear_observation"
     Options = LinearObservationOptions
 
     def _build_matrix(self, dimension: int) -> Tensor:

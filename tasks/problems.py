@@ -47,13 +47,14 @@ O = TypeVar("O", bound=ProblemOptions)  # noqa: E741
 class InverseProblem(Task, Generic[O]):
     """Base of the tasks on images.
 
-    A subclass names its `problem`, its `Options`, whether it is `linear` and whether A x stays within the image range
+    A subclass names its `kind`, its `Options`, whether it is `linear` and whether A x stays within the image range
     (`bounded`, which Poisson noise needs), and draws its operator in `_operator`.
 
     Args:
         image_shape: (C, H, W) of the images it will measure.
         options: of the subclass's own `Options` class.
-        name: as on the command line; the problem's name if omitted. Random numbers do not depend on it.
+        name: as on the command line; the kind if omitted. Random numbers do not depend on it.
+        condition: what adapters are conditioned on; the name if omitted.
 
     Raises:
         UserError: options that the images are too small for, or that contradict one another.
@@ -63,8 +64,8 @@ class InverseProblem(Task, Generic[O]):
     Options: ClassVar[type[ProblemOptions]] = ProblemOptions
     options: O
 
-    def __init__(self, image_shape: Shape, options: O, name: str | None = None):
-        super().__init__(image_shape, options, name)
+    def __init__(self, image_shape: Shape, options: O, name: str | None = None, condition: str | None = None):
+        super().__init__(image_shape, options, name, condition)
         if options.noise == "poisson" and not self.bounded:
             raise UserError(
                 f"{self.name}: noise must be gaussian, because poisson needs measurements in [-1, 1].", "task.noise"
@@ -76,7 +77,7 @@ class InverseProblem(Task, Generic[O]):
 
     @torch.no_grad()
     def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:
-        """Measures a batch; parameters and noise depend on (problem, options, seed, image index) only.
+        """Measures a batch; parameters and noise depend on (kind, options, seed, image index) only.
 
         The operator is applied in float64, so that a measurement does not depend on how a batch was put together.
 
@@ -94,14 +95,14 @@ class InverseProblem(Task, Generic[O]):
         """
         self._check(images, label, index)
         label, index = label.to(images.device), index.to(images.device)
-        noise = PhiloxNoise(seed, f"measurement/{self.problem}", index)
+        noise = PhiloxNoise(seed, f"measurement/{self.kind}", index)
         operator = self._operator(noise, len(images))
         clean = operator.forward(images.double())
         if self.options.noise == "poisson":
             y, noise_std = add_poisson(clean, self.options.peak, noise)
         else:
             y, noise_std = add_gaussian(clean, self.options.noise_std, noise)
-        return Measurement(y.to(images.dtype), operator, noise_std.to(images.dtype), label, index, self.problem)
+        return Measurement(y.to(images.dtype), operator, noise_std.to(images.dtype), label, index, self.condition)
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
         """The operator of `rows` images; its random parameters use draws from FIRST_FREE_DRAW on."""
@@ -133,7 +134,7 @@ class InverseProblem(Task, Generic[O]):
 class Denoise(InverseProblem[ProblemOptions]):
     """y = x + n."""
 
-    problem = "denoise"
+    kind = "denoise"
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
         return operators.Identity(rows, self.image_shape)
@@ -149,10 +150,12 @@ class InpaintRandomOptions(ProblemOptions):
 class InpaintRandom(InverseProblem[InpaintRandomOptions]):
     """Exactly int(p H W) pixels of an image are dropped, all channels together."""
 
-    problem = "inpaint_random"
+    kind = "inpaint_random"
     Options = InpaintRandomOptions
 
-    def __init__(self, image_shape: Shape, options: InpaintRandomOptions, name: str | None = None):
+    def __init__(
+        self, image_shape: Shape, options: InpaintRandomOptions, name: str | None = None, condition: str | None = None
+    ):
         super().__init__(image_shape, options, name)
         if options.min_drop > options.max_drop:
             message = f"{self.name}: min_drop must be at most max_drop ({options.max_drop:g}), not {options.min_drop:g}."
@@ -187,17 +190,17 @@ class InpaintBoxOptions(ProblemOptions):
 class InpaintBox(InverseProblem[InpaintBoxOptions]):
     """A box of random height, width and place (uniform among those that keep the margin) is dropped."""
 
-    problem = "inpaint_box"
+    kind = "inpaint_box"
     Options = InpaintBoxOptions
 
-    def __init__(self, image_shape: Shape, options: InpaintBoxOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: InpaintBoxOptions, name: str | None = None, condition: str | None = None):
         self._min_size = max(1, _nearest(_scaled(32, image_shape))) if options.min_size is None else options.min_size
         self._max_size = (
             max(self._min_size + 1, _nearest(_scaled(128, image_shape))) if options.max_size is None else options.max_size
         )
         self._margin = _nearest(_scaled(16, image_shape)) if options.margin is None else options.margin
         resolved = {"min_size": self._min_size, "max_size": self._max_size, "margin": self._margin}
-        super().__init__(image_shape, options.model_copy(update=resolved), name)
+        super().__init__(image_shape, options.model_copy(update=resolved), name, condition)
         _, height, width = image_shape
         if self._max_size <= self._min_size:
             message = f"{self.name}: max_size must be larger than min_size ({self._min_size}), not {self._max_size}."
@@ -233,10 +236,12 @@ class SuperResolutionOptions(ProblemOptions):
 class SuperResolution(InverseProblem[SuperResolutionOptions]):
     """Antialiased bicubic reduction."""
 
-    problem = "super_resolution"
+    kind = "super_resolution"
     Options = SuperResolutionOptions
 
-    def __init__(self, image_shape: Shape, options: SuperResolutionOptions, name: str | None = None):
+    def __init__(
+        self, image_shape: Shape, options: SuperResolutionOptions, name: str | None = None, condition: str | None = None
+    ):
         super().__init__(image_shape, options, name)
         _, height, width = image_shape
         if height % options.factor or width % options.factor:
@@ -261,10 +266,12 @@ class GaussianDeblurOptions(ProblemOptions):
 class GaussianDeblur(InverseProblem[GaussianDeblurOptions]):
     """Gaussian blur, the same for every image."""
 
-    problem = "gaussian_deblur"
+    kind = "gaussian_deblur"
     Options = GaussianDeblurOptions
 
-    def __init__(self, image_shape: Shape, options: GaussianDeblurOptions, name: str | None = None):
+    def __init__(
+        self, image_shape: Shape, options: GaussianDeblurOptions, name: str | None = None, condition: str | None = None
+    ):
         self._kernel_size = _odd(_scaled(61, image_shape)) if options.kernel_size is None else options.kernel_size
         self._std = _scaled(3.0, image_shape) if options.std is None else options.std
         resolved = options.model_copy(update={"kernel_size": self._kernel_size, "std": self._std})
@@ -287,12 +294,12 @@ class MotionDeblurOptions(ProblemOptions):
 class MotionDeblur(InverseProblem[MotionDeblurOptions]):
     """Camera shake, a new kernel for every image."""
 
-    problem = "motion_deblur"
+    kind = "motion_deblur"
     Options = MotionDeblurOptions
 
-    def __init__(self, image_shape: Shape, options: MotionDeblurOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: MotionDeblurOptions, name: str | None = None, condition: str | None = None):
         self._kernel_size = _odd(_scaled(61, image_shape)) if options.kernel_size is None else options.kernel_size
-        super().__init__(image_shape, options.model_copy(update={"kernel_size": self._kernel_size}), name)
+        super().__init__(image_shape, options.model_copy(update={"kernel_size": self._kernel_size}), name, condition)
         _check_kernel_size(self.name, self._kernel_size, image_shape)
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
@@ -305,7 +312,7 @@ class MotionDeblur(InverseProblem[MotionDeblurOptions]):
 class HighDynamicRange(InverseProblem[ProblemOptions]):
     """y = clip(2 x, -1, 1) + n."""
 
-    problem = "hdr"
+    kind = "hdr"
     linear = False
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
@@ -315,7 +322,7 @@ class HighDynamicRange(InverseProblem[ProblemOptions]):
 class PhaseRetrieval(InverseProblem[ProblemOptions]):
     """Fourier amplitudes, oversampling 2."""
 
-    problem = "phase_retrieval"
+    kind = "phase_retrieval"
     linear = False
     bounded = False
 

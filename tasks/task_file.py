@@ -3,8 +3,8 @@
 Example::
 
     name: light_blur            # optional; the file's name without its suffix if omitted
-    task: gaussian_deblur       # one of the registered problems
-    options:                    # optional; any of that problem's options
+    task: gaussian_deblur       # one of the suite's or the registered tasks
+    options:                    # optional; any of that task's options
       kernel_size: 9
       std: 1.5
       noise_std: 0.02
@@ -29,15 +29,15 @@ class TaskDefinition(Options):
     """Schema of a task file."""
 
     name: FolderName
-    task: str | None = Field(None, description="one of the registered problems")
-    options: dict[str, Any] | None = Field(None, description="any of that problem's options")
+    task: str | None = Field(None, description="one of the suite's or the registered tasks")
+    options: dict[str, Any] | None = Field(None, description="any of that task's options")
 
 
 def load_task_file(
     path: Path | str,
     image_shape: Shape,
     overrides: Mapping[str, Any],
-    problems: Mapping[str, type[Task]],
+    kinds: Mapping[str, type[Task]],
     defaults: Mapping[str, Mapping[str, Any]],
 ) -> Task:
     """Builds the task that a YAML file describes.
@@ -46,7 +46,7 @@ def load_task_file(
         path: the file.
         image_shape: (C, H, W) of the images it will measure.
         overrides: options that replace the file's.
-        problems: the tasks that `task` may name.
+        kinds: the tasks that `task` may name.
         defaults: by task name, options that the file's replace.
 
     Raises:
@@ -57,21 +57,18 @@ def load_task_file(
     file = read_yaml(Path(path), "task file")
     definition = file.validate(TaskDefinition, {"name": file.path.stem})
     if definition.task is None:
-        raise file.error(f"task is required, one of {', '.join(sorted(problems))}.")
-    if definition.task not in problems:
-        raise file.located(unknown_name("task", definition.task, problems), "task")
-    problem = problems[definition.task]
+        raise file.error(f"task is required, one of {', '.join(sorted(kinds))}.")
+    if definition.task not in kinds:
+        raise file.located(unknown_name("task", definition.task, kinds), "task")
+    kind = kinds[definition.task]
     options = {**defaults.get(definition.task, {}), **(definition.options or {})}
     try:
-        validate(problem.Options, options, "options.")
+        validate(kind.Options, options, "options.")
     except UserError as error:
         raise file.located(error) from None
-    validated = validate(problem.Options, {**options, **overrides}, "task.")
+    validated = validate(kind.Options, {**options, **overrides}, "task.")
     try:
-        task = problem(image_shape, validated, definition.name)
+        return kind(image_shape, validated, definition.name, condition=definition.task)
     except UserError as error:
         option = (error.key or "").removeprefix("task.")
         raise error if option in overrides else file.located(error, f"options.{option}") from None
-    # The family that adapters know it by.
-    task.problem = definition.task
-    return task

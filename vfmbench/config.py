@@ -74,6 +74,7 @@ class RunIdentity(RunOptions):
     num_images: int
     samples: int
     problem: str
+    condition: str | None = Field(None, description="what adapters are conditioned on, where it is not the problem's own name")
     suite_options: dict[str, Any]
     dataset_sha256: str
     task_options: dict[str, Any]
@@ -87,7 +88,8 @@ class RunIdentity(RunOptions):
         first = ("method", "task", "suite", "split", "num_images", "samples", "seed")
         later = [name for name in RunOptions.model_fields if name not in first]
         usual = [name for name in later if getattr(self, name) == RunOptions.model_fields[name].default]
-        return {name: value for name, value in handler(self).items() if name not in usual}
+        unset = [] if self.condition is not None else ["condition"]
+        return {name: value for name, value in handler(self).items() if name not in [*usual, *unset]}
 
     @property
     def hash(self) -> str:

@@ -76,7 +76,7 @@ class Measurement:
         noise_std: standard deviation of the noise in y, broadcastable to y ([B,1,...] or y's shape).
         label: class of each image, int64 [B]; zeros where the data has no classes.
         index: position of each image in its split, int64 [B].
-        problem: name of the inverse problem's family, e.g. "gaussian_deblur"; what a noise adapter is conditioned on.
+        condition: what a noise adapter is conditioned on: the name of a task, e.g. "gaussian_deblur".
     """
 
     y: Tensor
@@ -84,7 +84,7 @@ class Measurement:
     noise_std: Tensor
     label: Tensor
     index: Tensor
-    problem: str
+    condition: str
 
     def __len__(self) -> int:
         return len(self.y)

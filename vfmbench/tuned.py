@@ -54,7 +54,7 @@ def tuned_values(path: Path, method: str, task: Task, suite: Suite) -> dict[str,
     if tuned.suite != suite.name:
         raise file.error(f"it was tuned for the suite {tuned.suite!r}, not {suite.name!r}.", "suite")
     tasks = tuned.methods.get(method, {})
-    entry = tasks.get(task.name) or tasks.get(task.problem)
+    entry = tasks.get(task.name) or tasks.get(task.kind)
     if entry is None:
         raise MissingError(f"{path.name} has no tuned {method} for {task.name}; {hint}.")
     if suite.prior is not None and any(suite.weights.sha256(key) != value for key, value in entry.weights_sha256.items()):

@@ -38,7 +38,7 @@ class LinearMeasurement:
         if not isinstance(operator, MatrixOperator) or operator.image_shape != (dimension, 1, 1):
             raise UserError(
                 f"The exact posterior is known for linear observations of points in {dimension} dimensions "
-                f"(first_coordinate, linear_observation), not for {measurement.problem} on {operator.image_shape}."
+                f"(first_coordinate, linear_observation), not for {measurement.condition} on {operator.image_shape}."
             )
         noise_std = measurement.noise_std.double().expand(measurement.y.shape)
         if not (noise_std > 0).all() or (noise_std != noise_std[:, :1]).any():

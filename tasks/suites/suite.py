@@ -140,10 +140,7 @@ class DefinedSuite(Suite):
             raise unknown_name("task", name, classes)
         self._check_domain(name, classes[name])
         values = {**defaults.get(name, {}), **options}
-        task = classes[name](self.image_shape, validate(classes[name].Options, values, "task."), name)
-        # What adapters are conditioned on: two tasks of one operator at different settings are two problems.
-        task.problem = name
-        return task
+        return classes[name](self.image_shape, validate(classes[name].Options, values, "task."), name)
 
     def _check_domain(self, name: str, task_class: type[Task]) -> None:
         if task_class.domain is not self.domain:
@@ -156,7 +153,7 @@ class DefinedSuite(Suite):
         defaults = {}
         for name, entry in self._definition.tasks.items():
             values = dict(entry)
-            classes[name] = task_registry.get(values.pop("problem", name))
+            classes[name] = task_registry.get(values.pop("kind", name))
             defaults[name] = values
         return classes, defaults
 

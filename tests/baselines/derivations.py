@@ -81,7 +81,7 @@ def flowdps(suite: ToySuite, measurement: Measurement, x, t, t_next, options, fr
     for _ in range(options.inner_steps):
         leaf = theta.clone().requires_grad_(True)
         misfit = residual(measurement, suite.decode(leaf))
-        if measurement.problem == "super_resolution":
+        if measurement.condition == "super_resolution":
             misfit = torch.linalg.pinv(dense(measurement)) @ misfit
         theta = theta - options.step_size * torch.autograd.grad(misfit.norm(), leaf)[0]
     blend = (1 - t) * clean + t * theta
@@ -97,13 +97,13 @@ def psld(suite: ToySuite, measurement: Measurement, x, t, t_next, options, fresh
         y = y * measurement.operator.observed.flatten()
     back, how = torch.eye(64, dtype=torch.float64), options.back_projection
     if how == "auto":
-        how = "pinv" if measurement.problem == "super_resolution" else "to_image"
+        how = "pinv" if measurement.condition == "super_resolution" else "to_image"
     if how == "adjoint":
         back = matrix.T
     elif how == "pinv":
         # A blur's smallest singular values count as zero.
         back = torch.linalg.pinv(matrix, rtol=PINV_TOLERANCE)
-    elif measurement.problem == "super_resolution":
+    elif measurement.condition == "super_resolution":
         small = torch.eye(16, dtype=torch.float64).reshape(16, 4, 4)
         back = torch.stack([torch.kron(image, torch.ones(2, 2)).flatten() for image in small], dim=1)
 

@@ -30,7 +30,7 @@ def test_every_reference_is_registered():
 
 def posterior_mean(measurement: Measurement, row: int, prior_std: float) -> torch.Tensor:
     """Of one row from dense matrices in covariance form: m + S A^T (A S A^T + N)^-1 (y - A m), over the observed entries."""
-    operator = measure(measurement.problem, [row]).operator
+    operator = measure(measurement.condition, [row]).operator
     size = operator.image_shape[1] * operator.image_shape[2]
     basis = torch.eye(size, dtype=torch.float64).reshape(size, *operator.image_shape)
     matrix = operator.repeat(size).forward(basis).flatten(1).mT
@@ -163,7 +163,7 @@ def test_which_tasks_are_supported():
 def test_a_renamed_task_keeps_its_references():
     """Suites name a task's problem after the task, such as super_resolution_x4."""
     task = toy_task("super_resolution", factor=4)
-    task.name = task.problem = "super_resolution_x4"
+    task.name = task.condition = "super_resolution_x4"
     assert Bicubic.supports(task, SUITE) == (True, "")
     assert Bicubic.supports(toy_task("denoise"), SUITE)[0] is False
 

@@ -49,7 +49,7 @@ def make_board(tmp_path):
             dataset_sha256=dataset.sha256,
             split="test",
             task=task.name,
-            problem=task.problem,
+            problem=task.kind,
             task_options=dump(task.options),
             method=method,
             method_options={},

@@ -81,7 +81,7 @@ def test_measurement_fits_its_operator(name, dtype):
     assert isinstance(m.operator, MatrixOperator)
     assert m.y.dtype == m.noise_std.dtype == dtype
     assert m.y.shape == (6, *m.operator.measurement_shape)
-    assert (m.problem, task.name, task.linear, m.operator.linear) == (name, name, True, True)
+    assert (m.condition, task.name, task.linear, m.operator.linear) == (name, name, True, True)
     assert m.operator.to_image(m.y).shape == points.shape
     assert m.noise_std.tolist() == [[pytest.approx(0.1)]] * 6
 
@@ -105,7 +105,7 @@ def test_a_row_depends_on_seed_index_and_problem_but_not_on_the_name(name):
     assert not torch.equal(first, measure(task, points, seed=1).y)
     assert not torch.equal(first, measure(task, points, torch.tensor([1])).y)
     assert torch.equal(first, measure(type(task)(SHAPE, task.options, "mine"), points).y)
-    task.problem = "another"
+    task.kind = "another"
     assert not torch.equal(first, measure(task, points).y)
 
 

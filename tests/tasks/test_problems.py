@@ -63,7 +63,7 @@ def test_measurement_fits_its_operator(problem, shape, dtype):
     assert isinstance(task, InverseProblem)
     assert m.y.dtype == m.noise_std.dtype == dtype
     assert m.y.shape == (5, *m.operator.measurement_shape)
-    assert (task.linear, m.problem, task.name) == (m.operator.linear, problem.problem, problem.problem)
+    assert (task.linear, m.condition, task.name) == (m.operator.linear, problem.kind, problem.kind)
     assert m.operator.to_image(m.y).shape == images.shape
     assert m.repeat(2).normalised_residual(images.repeat_interleave(2, 0)).sub(1).abs().max() < 0.6
     if task.linear:
@@ -180,7 +180,7 @@ def test_results_do_not_depend_on_the_hole(problem):
     # The convention puts noise there, and the adapter sees it.
     assert (m.operator.to_image(m.y)[hole] != 0).all()
     changed = m.y + 3 * hole
-    other = type(m)(changed, m.operator, m.noise_std, m.label, m.index, m.problem)
+    other = type(m)(changed, m.operator, m.noise_std, m.label, m.index, m.condition)
     assert torch.equal(m.operator.adjoint(changed), m.operator.adjoint(m.y))
     assert torch.equal(m.operator.pinv(changed), m.operator.pinv(m.y))
     assert torch.equal(other.residual(images), m.residual(images))

@@ -29,7 +29,7 @@ def load(tmp_path):
 
 def test_a_file_becomes_a_task(load):
     task = load(GOOD)
-    assert (task.name, task.problem) == ("light_blur", "gaussian_deblur")
+    assert (task.name, task.condition) == ("light_blur", "gaussian_deblur")
     assert (task.options.kernel_size, task.options.std, task.options.noise_std) == (5, 1.5, 0.05)
     index = torch.arange(2)
     images = torch.zeros(2, 1, 8, 8)

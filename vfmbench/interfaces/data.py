@@ -57,7 +57,7 @@ class Task(ABC):
     """Turns images into measurements. Parameters and noise are a function of (task, seed, image index) only.
 
     >>> class Halve(Task):
-    ...     problem = "halve"
+    ...     kind = "halve"
     ...     def measure(self, images, label, index, seed): ...  # a Measurement
 
     Attributes:
@@ -67,18 +67,20 @@ class Task(ABC):
         image_shape: (C, H, W) of what it measures.
         options: the validated parameters, as written to config.yaml.
         name: as on the command line and in paths.
-        problem: family of the inverse problem (a renamed or re-parametrised task keeps its family).
+        kind: family of the inverse problem, of the class; a renamed or re-parametrised task keeps it, and its random numbers.
+        condition: what a noise adapter is conditioned on: two tasks of one kind at different settings are two conditions.
     """
 
     domain: ClassVar[Domain] = IMAGES
     linear: bool = True
     Options: ClassVar[type[TaskOptions]] = TaskOptions
-    problem: str
+    kind: ClassVar[str]
     options: TaskOptions
 
-    def __init__(self, image_shape: Shape, options: TaskOptions, name: str | None = None):
+    def __init__(self, image_shape: Shape, options: TaskOptions, name: str | None = None, condition: str | None = None):
         self.image_shape, self.options = image_shape, options
-        self.name = self.problem if name is None else name
+        self.name = self.kind if name is None else name
+        self.condition = self.name if condition is None else condition
 
     @property
     def noise(self) -> str:
