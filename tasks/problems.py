@@ -156,7 +156,7 @@ class InpaintRandom(InverseProblem[InpaintRandomOptions]):
     def __init__(
         self, image_shape: Shape, options: InpaintRandomOptions, name: str | None = None, condition: str | None = None
     ):
-        super().__init__(image_shape, options, name)
+        super().__init__(image_shape, options, name, condition)
         if options.min_drop > options.max_drop:
             message = f"{self.name}: min_drop must be at most max_drop ({options.max_drop:g}), not {options.min_drop:g}."
             raise UserError(message, "task.min_drop")
@@ -242,7 +242,7 @@ class SuperResolution(InverseProblem[SuperResolutionOptions]):
     def __init__(
         self, image_shape: Shape, options: SuperResolutionOptions, name: str | None = None, condition: str | None = None
     ):
-        super().__init__(image_shape, options, name)
+        super().__init__(image_shape, options, name, condition)
         _, height, width = image_shape
         if height % options.factor or width % options.factor:
             allowed = [str(f) for f in range(1, min(height, width) + 1) if height % f == 0 and width % f == 0]
@@ -275,7 +275,7 @@ class GaussianDeblur(InverseProblem[GaussianDeblurOptions]):
         self._kernel_size = _odd(_scaled(61, image_shape)) if options.kernel_size is None else options.kernel_size
         self._std = _scaled(3.0, image_shape) if options.std is None else options.std
         resolved = options.model_copy(update={"kernel_size": self._kernel_size, "std": self._std})
-        super().__init__(image_shape, resolved, name)
+        super().__init__(image_shape, resolved, name, condition)
         _check_kernel_size(self.name, self._kernel_size, image_shape)
 
     def _operator(self, noise: NoiseSource, rows: int) -> operators.BatchedOperator:
