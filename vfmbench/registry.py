@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,15 @@ suites = Registry("suite", "vfmbench.suites")
 metrics = Registry("metric", "vfmbench.metrics")
 stages = Registry("training stage", "vfmbench.stages")
 converters = Registry("converter", "vfmbench.converters")
+data_sources = Registry("data source", "vfmbench.data_sources")
+suite_files = Registry("reader of suite files", "vfmbench.suite_files")
 
 
 _suites_built: dict[tuple[Any, str], Suite] = {}
 
 
 def load_suite(name: str, options: Mapping[str, Mapping[str, Any]] | None = None) -> Suite:
-    """The suite with the sections `data` and `weights` of a run's options, built once a process.
+    """A suite by its name or its YAML file, with the sections `data` and `weights` of a run's options, built once a process.
 
     Equal options give the same object, so that data and weights are read and hashed once, however many runs they are for. What
     has changed on the disk since a split was first asked for is not seen, unless `forget_suites` is called.
@@ -89,8 +91,9 @@ def load_suite(name: str, options: Mapping[str, Mapping[str, Any]] | None = None
     """
     sections = {key: dict((options or {}).get(key, {})) for key in ("data", "weights")}
     with about("suite"):
-        factory = suites.get(name)
-        key = factory, json.dumps(sections, sort_keys=True, default=str)
+        source: Any = Path(name).resolve() if name.endswith((".yaml", ".yml")) else suites.get(name)
+        factory = partial(suite_files.get("yaml"), source) if isinstance(source, Path) else source
+        key = source, json.dumps(sections, sort_keys=True, default=str)
         if key not in _suites_built:
             _suites_built[key] = factory(sections)
         return _suites_built[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ class ExactSuite(DefinedSuite):
     ):
         self.prior = self._prior = prior
         self._velocity = velocity
-        definition = read_definition(name).model_copy(update={"image_shape": shape, "latent_shape": shape})
-        super().__init__(definition, self._draw, data, weights)
+        _, definition = read_definition(Path(str(files(__package__ or __name__))) / f"{name}.yaml")
+        super().__init__(definition, shape, self._draw, data, weights)
 
     def load_flow(self, backbone: Backbone) -> FlowModel:
         if self._velocity is None:

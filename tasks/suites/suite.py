@@ -54,8 +54,15 @@ class DefinedSuite(Suite):
 
     _for_timing = False
 
-    def __init__(self, definition: SuiteDefinition, load: Callable[[str], Dataset], data: Options, weights: WeightsOptions):
-        self._definition, self._load, self._weights = definition, load, weights
+    def __init__(
+        self,
+        definition: SuiteDefinition,
+        image_shape: Shape,
+        load: Callable[[str], Dataset],
+        data: Options,
+        weights: WeightsOptions,
+    ):
+        self._definition, self._shape, self._load, self._weights = definition, image_shape, load, weights
         self.data_options = dump(data)
         self.domain, self.num_classes = definition.domain, definition.num_classes
         self.defaults, self.training, self.tuning = definition, definition.training, definition.tuning
@@ -75,11 +82,11 @@ class DefinedSuite(Suite):
 
     @property
     def image_shape(self) -> Shape:
-        return self._definition.image_shape
+        return self._shape
 
     @property
     def latent_shape(self) -> Shape:
-        return self._definition.latent_shape
+        return self._shape if self._definition.latent_shape is None else self._definition.latent_shape
 
     @property
     def task_names(self) -> Sequence[str]:
