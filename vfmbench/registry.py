@@ -39,6 +39,10 @@ class Registry:
             raise UserError(f"The {self.kind} name {name!r} is already registered; choose another.")
         self._registered[name] = target
 
+    def of_plugins(self) -> list[str]:
+        """Names that were registered in this process, in their order."""
+        return list(self._registered)
+
     def names(self) -> list[str]:
         return sorted({*self._entry_points, *self._registered})
 
@@ -74,6 +78,8 @@ suites = Registry("suite", "vfmbench.suites")
 metrics = Registry("metric", "vfmbench.metrics")
 stages = Registry("training stage", "vfmbench.stages")
 converters = Registry("converter", "vfmbench.converters")
+codecs = Registry("codec", "vfmbench.codecs")
+feature_spaces = Registry("feature space", "vfmbench.feature_spaces")
 data_sources = Registry("data source", "vfmbench.data_sources")
 suite_files = Registry("reader of suite files", "vfmbench.suite_files")
 

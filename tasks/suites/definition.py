@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, model_validator
 
@@ -37,7 +37,7 @@ class SuiteDefinition(RunDefaults):
     data: DataDefinition | None = Field(None, description="none for data that the suite's own code draws")
     image_shape: Shape | None = Field(None, description="[channels, height, width]; may be left out where the data say it")
     latent_shape: Shape | None = Field(None, description="where it is not the images'")
-    codec: Literal["identity", "sd_vae", "trained"] = Field("identity", description="trained: the suite's own weights `codec`")
+    codec: str = Field("identity", description="a kind of codec; trained: the suite's own weights `codec`")
     num_classes: int = Field(0, ge=0)
     weights: Path | None = Field(
         None, description="folder of its networks, relative to this file; none: the shipped or the user's own"

@@ -10,7 +10,7 @@ from typing import Any
 
 from vfmbench.errors import UserError, unknown_name
 from vfmbench.options import validate
-from vfmbench.registry import data_sources
+from vfmbench.registry import codecs, data_sources
 from vfmbench.tasks.suites.definition import read_definition
 from vfmbench.tasks.suites.suite import DefinedSuite, WeightsOptions
 
@@ -63,6 +63,8 @@ def suite_of_file(path: Path, options: Sections) -> DefinedSuite:
     if definition.data.source not in data_sources.names():
         raise file.located(unknown_name("data source", definition.data.source, data_sources.names()), "data.source")
     source = data_sources.get(definition.data.source)
+    if definition.codec not in codecs.names():
+        raise file.located(unknown_name("codec", definition.codec, codecs.names()), "codec")
     own = _beside(path, definition.data.options())
     try:
         validate(source.Options, own, "data.")

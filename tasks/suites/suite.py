@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
@@ -20,24 +20,23 @@ from vfmbench.interfaces import (
     Dataset,
     FeatureSpace,
     FlowModel,
-    IdentityCodec,
     PerceptualDistance,
     Suite,
     Task,
 )
+from vfmbench.models.codec_kinds import CodecKind
 from vfmbench.models.compilation import prepared
-from vfmbench.models.features import EXTERNAL_SPACES, embedded_space, external_space
+from vfmbench.models.features import embedded_space
 from vfmbench.models.flow import NetworkFlow
 from vfmbench.models.networks import flow_network
-from vfmbench.models.patch_autoencoder import patch_autoencoder, patch_codec
 from vfmbench.models.perceptual import perceptual_distance
-from vfmbench.models.sd_vae import autoencoder, load_autoencoder, sd_vae_codec
 from vfmbench.options import Options, dump, validate
+from vfmbench.registry import codecs, feature_spaces
 from vfmbench.registry import tasks as task_registry
 from vfmbench.tasks.suites.definition import SuiteDefinition
 from vfmbench.tasks.suites.timing import random_images
 from vfmbench.tasks.task_file import load_task_file
-from vfmbench.weights.external import FILES, ExternalPaths, external_sha256, load_external
+from vfmbench.weights.external import FILES, ExternalPaths
 from vfmbench.weights.external_files import user_weights_folder
 from vfmbench.weights.store import WeightStore
 
@@ -67,8 +66,8 @@ class DefinedSuite(Suite):
         self.domain, self.num_classes = definition.domain, definition.num_classes
         self.defaults, self.training, self.tuning = definition, definition.training, definition.tuning
         self.feature_space_names, self.perceptual_names = list(definition.feature_spaces), definition.perceptual
-        codec = [definition.codec] if definition.codec in FILES else []
-        networks = [*codec, *definition.feature_spaces.values(), *definition.perceptual]
+        self._codec: CodecKind = codecs.get(definition.codec)
+        networks = [*self._codec.external_names, *definition.feature_spaces.values(), *definition.perceptual]
         self.external_names = [name for name in networks if name in FILES]
         for name in FILES:
             if weights.path_of(name) is not None and name not in networks:
@@ -165,33 +164,12 @@ class DefinedSuite(Suite):
         return classes, defaults
 
     def load_codec(self, backbone: Backbone) -> Codec:
-        how = backbone.device, backbone.meter, backbone.execution
-        if self._definition.codec == "identity":
-            return IdentityCodec()
-        if self._definition.codec == "trained":
-            weights = self.weights.load("codec")
-            encoder, decoder = patch_autoencoder(weights.entry["architecture"]["codec"])
-            weights.fill(encoder, "encoder")
-            weights.fill(decoder, "decoder")
-            return patch_codec(encoder, decoder, *how)
-        if self._for_timing:
-            network = autoencoder()
-        else:
-            network = load_autoencoder(load_external(self._definition.codec, self._weights.path_of(self._definition.codec)))
-        return sd_vae_codec(network, *how)
+        load = self._codec.untrained if self._for_timing else self._codec.load
+        return load(self.weights, self._weights, backbone)
 
     def codec_sha256(self) -> str | None:
         """Hash of the codec's weights; None if it has none. Raises MissingError where they are not there."""
-        if self._definition.codec == "identity" or self._for_timing:
-            return None
-        if self._definition.codec == "trained":
-            return self.weights.sha256("codec")
-        return self._codec_hash
-
-    @cached_property
-    def _codec_hash(self) -> str:
-        # Hundreds of megabytes, and a sweep plans many runs of one suite.
-        return external_sha256(self._definition.codec, self._weights.path_of(self._definition.codec))
+        return None if self._for_timing and self._codec.external_names else self._codec.sha256(self.weights, self._weights)
 
     def load_flow(self, backbone: Backbone) -> FlowModel:
         weights = self.weights.load("flow")
@@ -203,8 +181,8 @@ class DefinedSuite(Suite):
     def feature_space(self, name: str, device: torch.device) -> FeatureSpace:
         if name not in self._definition.feature_spaces:
             raise unknown_name("feature space", name, self.feature_space_names)
-        if name in EXTERNAL_SPACES:
-            return external_space(name, self._weights, device)
+        if name in feature_spaces.names():
+            return feature_spaces.get(name)(self._weights, device)
         return embedded_space(name, self.weights.load(self._definition.feature_spaces[name]), device)
 
     def perceptual(self, name: str, device: torch.device) -> PerceptualDistance:

@@ -8,34 +8,39 @@ import torch
 from torch import Tensor
 
 from vfmbench.domains import IMAGES
-from vfmbench.errors import unknown_name
 from vfmbench.interfaces import FeatureSpace
 from vfmbench.models.classifier import SmallClassifier
 from vfmbench.models.dino import DinoFeatures
 from vfmbench.models.feature_cache import CachedFeatures, cache_folder
 from vfmbench.models.inception import InceptionFeatures
 from vfmbench.models.photonet import PhotoNet
-from vfmbench.weights.external import ExternalPaths, ExternalWeights, load_external
+from vfmbench.registry import feature_spaces
+from vfmbench.weights.external import ExternalPaths, load_external
 from vfmbench.weights.store import Weights
-
-EXTERNAL_SPACES: Mapping[str, Callable[[ExternalWeights, torch.device], FeatureSpace]] = {
-    "inception": InceptionFeatures,
-    "dino": DinoFeatures,
-}
 
 _BATCH = 256
 
 
 def external_space(name: str, paths: ExternalPaths, device: torch.device) -> FeatureSpace:
-    """One of `EXTERNAL_SPACES`, ready on `device`, its features cached on disk.
+    """One of the registered spaces, ready on `device`.
 
     Raises:
         MissingError: its weights are not there.
         UserError: an unknown name, or weights that the user names and that are not the network's.
     """
-    if name not in EXTERNAL_SPACES:
-        raise unknown_name("feature space", name, EXTERNAL_SPACES)
-    return CachedFeatures(EXTERNAL_SPACES[name](load_external(name, paths.path_of(name)), device), cache_folder())
+    load: Callable[[ExternalPaths, torch.device], FeatureSpace] = feature_spaces.get(name)
+    return load(paths, device)
+
+
+def inception(paths: ExternalPaths, device: torch.device) -> FeatureSpace:
+    """torch-fidelity's InceptionV3; its features are cached on disk."""
+    weights = load_external("inception", paths.path_of("inception"))
+    return CachedFeatures(InceptionFeatures(weights, device), cache_folder())
+
+
+def dino(paths: ExternalPaths, device: torch.device) -> FeatureSpace:
+    """DINO ViT-S/16; its features are cached on disk."""
+    return CachedFeatures(DinoFeatures(load_external("dino", paths.path_of("dino")), device), cache_folder())
 
 
 def embedded_space(name: str, weights: Weights, device: torch.device) -> FeatureSpace:

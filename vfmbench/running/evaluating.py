@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
-from vfmbench.domains import Domain
+from vfmbench.domains import IMAGES, Domain
 from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.interfaces import Dataset, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.models.features import external_space
 from vfmbench.randomness import split_seed
+from vfmbench.registry import feature_spaces
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.shards import Shards
+from vfmbench.weights.external import ExternalPaths
 
 Network = TypeVar("Network")
 # Feature space or perceptual distance by name, or the reason why it is missing.
@@ -43,8 +46,13 @@ def load_or_reason(names: Iterable[str], load: Callable[[str], Network]) -> dict
 
 
 def metric_networks(suite: Suite, device: torch.device) -> MetricNetworks:
-    """The suite's feature spaces and perceptual distances by name, ready on `device`, or why one is missing."""
+    """The suite's feature spaces and perceptual distances by name, ready on `device`, or why one is missing; and for images the
+    spaces of plugins.
+    """
     spaces = load_or_reason(suite.feature_space_names, lambda name: suite.feature_space(name, device))
+    if suite.domain is IMAGES:
+        added = [name for name in feature_spaces.of_plugins() if name not in spaces]
+        spaces |= load_or_reason(added, lambda name: external_space(name, ExternalPaths(), device))
     return {**spaces, **load_or_reason(suite.perceptual_names, lambda name: suite.perceptual(name, device))}
 
 

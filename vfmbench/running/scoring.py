@@ -16,10 +16,10 @@ from vfmbench.errors import Status, UserError
 from vfmbench.interfaces import Dataset, Suite
 from vfmbench.metrics.compute import chosen_metrics, compute_metrics, default_metrics
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.models.features import EXTERNAL_SPACES, external_space
+from vfmbench.models.features import external_space
 from vfmbench.models.perceptual import NETS, perceptual_distance
 from vfmbench.provenance import environment, now
-from vfmbench.registry import load_suite
+from vfmbench.registry import feature_spaces, load_suite
 from vfmbench.results.run_directory import RunStore
 from vfmbench.results.schema import MetricRow
 from vfmbench.running.cost import cost_metrics, summarise
@@ -106,7 +106,7 @@ def score_folders(
     """
     chosen = chosen_metrics(default_metrics(IMAGES, without_run=True) if metrics is None else metrics)
     if features is None:
-        spaces = load_or_reason(EXTERNAL_SPACES, lambda name: external_space(name, paths, device))
+        spaces = load_or_reason(feature_spaces.names(), lambda name: external_space(name, paths, device))
     else:
         spaces = {name: external_space(name, paths, device) for name in features}
     distances = load_or_reason(NETS, lambda name: perceptual_distance(name, paths, device))
