@@ -112,7 +112,7 @@ def stored_evaluation(
         log_likelihood=parts["log_likelihood"],
         exact=exact,
         prior=parts.get("prior"),
-        feature_spaces={name: networks[name] for name in suite.feature_space_names},
+        feature_spaces={name: network for name, network in networks.items() if name not in suite.perceptual_names},
         perceptual={name: networks[name] for name in suite.perceptual_names},
         planned=identity.num_images,
     )
