@@ -133,7 +133,7 @@ class _Task:
     options = Options()
 
     def __init__(self, name: str, image_shape: tuple[int, int, int]):
-        self.name = self.problem = name
+        self.name = self.condition = name
         self._shape = image_shape
 
     def measure(self, images: Tensor, label: Tensor, index: Tensor, seed: int | str) -> Measurement:

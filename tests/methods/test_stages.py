@@ -139,7 +139,7 @@ def test_every_row_is_measured_once_under_its_own_problem(digits):
     assert len(problem.unique()) == len(measurements) == len(stage._tasks)
     assert sorted(torch.cat([rows for rows, _ in measurements]).tolist()) == list(range(70))
     for rows, measurement in measurements:
-        assert {stage._tasks[number].name for number in problem[rows]} == {measurement.problem}
+        assert {stage._tasks[number].name for number in problem[rows]} == {measurement.condition}
         assert torch.equal(observation[rows], measurement.operator.to_image(measurement.y))
         assert torch.equal(measurement.index, rows)
 
