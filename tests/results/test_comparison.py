@@ -170,6 +170,15 @@ def test_other_versions_of_a_metric_are_not_compared(make_run, change):
     assert "mine: computed by different versions of the metric, and so not compared" in comparison.notes
 
 
+def test_a_metric_that_moved_to_another_section_is_the_same_metric(make_run):
+    specs = [MetricSpec(name="mine", direction=HIGHER), MetricSpec(name="mine", direction=HIGHER, section=Section.PRIOR)]
+    runs = [
+        make_run(name, [per_image("mine", shift)], specs={"mine": spec})
+        for name, shift, spec in zip("ab", (0, 9), specs, strict=True)
+    ]
+    assert marks(compared(runs, "a")[1]["mine"]) == {"a": "", "b": "*+"}
+
+
 def test_what_a_metric_says_of_itself_decides_and_not_its_name(make_run):
     specs = {
         "mine": MetricSpec(name="mine", section=Section.RECONSTRUCTION, direction=LOWER),

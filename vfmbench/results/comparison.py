@@ -168,7 +168,7 @@ def compare(title: str, entries: Sequence[Entry], reference: str | None = None) 
     wanted = {name: rows for name, rows in computed.items() if any(row.spec.compared and row.has_row for row in rows)}
     wanted = dict(sorted(wanted.items(), key=lambda item: item[1][0].place))
     other_weights = [name for name, rows in wanted.items() if _differ(row.feature_weights_sha256 for row in rows)]
-    other_versions = [name for name, rows in wanted.items() if _differ((row.spec, row.source_sha256) for row in rows)]
+    other_versions = [name for name, rows in wanted.items() if _differ(_version(row) for row in rows)]
     directions = {name: rows[0].direction for name, rows in wanted.items()} | dict.fromkeys(other_weights + other_versions)
     to_best = {name: _against_best(name, directions[name], runs) for name in wanted}
     to_reference = {name: _against(name, directions[name], runs, reference) for name in wanted}
@@ -204,6 +204,11 @@ def _cell(entry: Entry, name: str) -> Cell:
     # Costs are means over batches.
     partial = row.metric != COST and row.n < planned
     return Cell(row, Status.DONE, (row.n, planned) if partial else None)
+
+
+def _version(row: MetricRow) -> tuple[object, ...]:
+    """What two runs' values must share to be compared. A metric may have moved to another place in tables in between."""
+    return row.spec.version, row.source_sha256, row.direction
 
 
 def _differ(facts: Iterable[object]) -> bool:
