@@ -25,7 +25,6 @@ from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import Run, run
-from vfmbench.running.shards import Shards
 
 TASK = "gaussian_deblur"
 # Steps enough for the time of one to stand out from what a call costs besides.
@@ -99,7 +98,7 @@ def precision(images: int, out: Path) -> None:
             print(f"{method:12} {name:20} {values[0]:10.4f} {values[1]:10.4f} {difference:12.5f}  {low:.5f} .. {high:.5f}")
         times = [result.cost()["seconds"] * 1e3 for result in runs]
         print(f"{method:12} {'ms per sample':20} {times[0]:10.3f} {times[1]:10.3f} {times[1] - times[0]:12.3f}", flush=True)
-        pixels = [torch.cat([shard.images for shard in Shards(result.results().directory).read()]).int() for result in runs]
+        pixels = [torch.from_numpy(result.samples().read("images")).int() for result in runs]
         changes = (pixels[1] - pixels[0]).abs().float()
         print(
             f"{method:12} levels of 255 changed by {changes.mean():.2f} on average, {math.ceil(changes.quantile(0.99))} (99 %)"

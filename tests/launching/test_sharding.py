@@ -8,11 +8,11 @@ from vfmbench.config import RunConfig
 from vfmbench.errors import Status
 from vfmbench.files import BusyError
 from vfmbench.results.paths import PartPaths
+from vfmbench.results.shards import Shards
 from vfmbench.running import sharding
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute
 from vfmbench.running.sharding import Part, execute_part, merge, positions
-from vfmbench.running.shards import Shards
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_killed_part_goes_on_at_its_first_missing_batch(planned, monkeypatch):
         patch.setattr(Shards, "write", dies)
         with pytest.raises(RuntimeError):
             execute_part(checked, Part(0, 2))
-    assert Shards(checked.store.directory).finished() == {0, 1, 2}
+    assert Shards(checked.store.directory).positions == [0, 1, 2]
     monkeypatch.setattr(Shards, "write", lambda store, shard: (drawn.append(shard.index.tolist()), real(store, shard)))
     assert execute_part(checked, Part(0, 2)).status == Status.INTERRUPTED
     assert execute_part(checked, Part(1, 2)).status == Status.DONE

@@ -12,7 +12,6 @@ from vfmbench.reporting.point_panels import PointPanels, observed_lines
 from vfmbench.reporting.point_runs import PointRun, observations
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute
-from vfmbench.running.shards import Shards
 
 from ..pictures import is_picture_of
 
@@ -41,8 +40,7 @@ def seen_by(checked, positions=(0, 1, 2)):
 )
 def test_pictures_of_every_suite(suite, data, tmp_path, figures):
     checked = planned(tmp_path, suite, data)
-    execute(checked)
-    path = posterior_picture(checked)
+    path = posterior_picture(checked, execute(checked).samples())
     assert path == checked.store.paths.picture
     overrides = [word for key, value in (data or {}).items() for word in ("--set", f"data.{key}={value}")]
     assert main(["preview", "--suite", suite, "--task", TASKS[suite], "--out", str(tmp_path), *overrides]) == 0
@@ -82,12 +80,11 @@ def test_compare_draws_a_column_for_each_method(tmp_path, figures, capsys):
 
 def test_panels_show_what_was_stored(tmp_path, figures):
     checked = planned(tmp_path, "checkerboard")
-    execute(checked)
-    posterior_picture(checked)
-    shards = Shards(checked.store.directory).read()
+    shards = execute(checked).samples()
+    posterior_picture(checked, shards)
     truth = checked.dataset.load([0, 1, 2])[0].flatten(1)
     for number, axis in enumerate(figures[0].axes):
-        np.testing.assert_allclose(axis.collections[1].get_offsets(), shards[0].images[number].flatten(1), rtol=1e-6)
+        np.testing.assert_allclose(axis.collections[1].get_offsets(), shards.read("images", [number])[0, ..., 0, 0], rtol=1e-6)
         np.testing.assert_allclose(axis.lines[-1].get_xydata()[0], truth[number], rtol=1e-6)
 
 
@@ -131,6 +128,5 @@ def test_samples_that_diverged_do_not_break_the_picture(tmp_path):
 
 def test_exact_draws_depend_on_the_observation_alone(tmp_path):
     checked = planned(tmp_path, "mixture", num_images=4)
-    execute(checked)
-    run = PointRun.of_plan(checked)
+    run = PointRun.of_plan(checked, execute(checked).samples())
     torch.testing.assert_close(run.observations([2]).exact_samples(50)[0], run.observations([0, 2]).exact_samples(50)[1])

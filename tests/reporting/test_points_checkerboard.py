@@ -20,10 +20,10 @@ from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
 from vfmbench.reporting.training_labels import training_labels
 from vfmbench.results.run_directory import RunStore
+from vfmbench.results.shards import Shard, Shards
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
 from vfmbench.running.sampling import PRIOR_STREAM
-from vfmbench.running.shards import Shard, Shards
 from vfmbench.weights.store import WeightStore
 
 from ..pictures import is_picture_of
@@ -74,15 +74,15 @@ def make_board(tmp_path):
             prior = stretch(PhiloxNoise(seed, PRIOR_STREAM, *rows).normal((2, 1, 1), 0)).reshape(shape)
             Shards(store.directory).write(
                 Shard(
-                    images=stretch(source),
-                    index=index,
-                    label=torch.zeros_like(index),
-                    residual=residual,
-                    log_likelihood=residual.clone(),
+                    images=stretch(source).numpy(),
+                    index=index.numpy(),
+                    label=torch.zeros_like(index).numpy(),
+                    residual=residual.numpy(),
+                    log_likelihood=residual.numpy(),
                     measurement_hash=[""] * len(index),
                     cost={"network_forwards": 1.0},
-                    prior=prior if adapted else None,
-                    source=source if adapted else None,
+                    prior=prior.numpy() if adapted else None,
+                    source=source.numpy() if adapted else None,
                 )
             )
         return StoredRun.read(store)

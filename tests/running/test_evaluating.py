@@ -3,19 +3,23 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from vfmbench.domains import IMAGES
-from vfmbench.errors import Status
 from vfmbench.results.paths import RunPaths
-from vfmbench.results.run_directory import RunStore
+from vfmbench.results.shards import Shard, Shards
 from vfmbench.running.cost import cost_metrics
 from vfmbench.running.evaluating import stored_evaluation
-from vfmbench.running.shards import Shard, Shards
 
 SUITE = SimpleNamespace(num_classes=10, feature_space_names=(), perceptual_names=(), prior=None, domain=IMAGES)
+
+COST = {
+    **{f"{network}_{kind}": 0 for network in ("network", "decoder", "encoder") for kind in ("forwards", "vjps")},
+    **{"adapter_forwards": 0, "seconds": 1.0, "network_seconds": 0.5, "first_batch": 0.0},
+}
 
 
 class Dataset:
@@ -28,19 +32,19 @@ class Dataset:
 
 def shard(*index):
     """Two samples of each image: their pixels are 10 times its position plus their own number."""
-    positions, numbers = torch.tensor(index), torch.arange(2)
+    positions, numbers = np.array(index), np.arange(2)
     values = 10 * positions[:, None] + numbers
-    images = values[..., None, None, None].expand(-1, -1, 1, 2, 2).to(torch.uint8)
-    return Shard(images, positions, positions.clone(), values / 100, -values / 100, [""] * len(index), {})
+    images = np.broadcast_to(values[..., None, None, None], (*values.shape, 1, 2, 2)).astype(np.uint8)
+    residual = (values / 100).astype(np.float32)
+    return Shard(images, positions, positions, residual, -residual, [""] * len(index), COST)
 
 
 def evaluated(directory, shards, broken=()):
     RunPaths(directory).samples.mkdir()
     for part in shards:
+        part.residual[np.isin(part.index, broken), 1] = np.nan
         Shards(directory).write(part)
-    status = {k: Status.DIVERGED if k in broken else Status.DONE for part in shards for k in part.index.tolist()}
-    records = pd.DataFrame({"index": list(status), "status": list(status.values())})
-    return stored_evaluation(RunStore(directory), SUITE, None, Dataset(), SimpleNamespace(num_images=9), records, {})
+    return stored_evaluation(Shards(directory), SUITE, None, Dataset(), SimpleNamespace(num_images=9), {})
 
 
 def test_shards_come_in_any_order_and_diverged_images_are_left_out(tmp_path):
@@ -82,10 +86,10 @@ def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
     assert values["decoder_vjps"].n == 2
 
 
-def test_worth_of_samples_is_a_metric_where_a_method_estimates_it():
-    shards = [shard(0, 1), replace(shard(2), effective_samples=torch.tensor([0.5]))]
-    counts = {f"{network}_{kind}": 0 for network in ("network", "decoder", "encoder") for kind in ("forwards", "vjps")}
-    cost = {**counts, "adapter_forwards": 0, "seconds": 1.0, "network_seconds": 0.5, "first_batch": 0.0}
-    records = pd.concat([replace(part, cost=cost).records(seed=0) for part in shards])
+def test_worth_of_samples_is_a_metric_where_a_method_estimates_it(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for part in (shard(0, 1), replace(shard(2), effective_samples=np.array([0.5], np.float32))):
+        Shards(tmp_path).write(part)
+    records = Shards(tmp_path).records(seed=0)
     assert records["effective_samples"].tolist() == [2, 2, 2, 2, 0.5, 0.5]
     assert {result.row.name: result.row.value for result in cost_metrics(records)}["effective_samples"] == pytest.approx(1.5)

@@ -8,9 +8,9 @@ from vfmbench.errors import Status
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
+from vfmbench.results.shards import Shards
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.runner import run
-from vfmbench.running.shards import Shards
 
 
 class Plugin(Sampler):
@@ -53,9 +53,7 @@ def run_plugin(tmp_path, monkeypatch):
 
 
 def images_of(result):
-    shards = Shards(result.store.directory).read()
-    index = torch.cat([shard.index for shard in shards])
-    return torch.cat([shard.images for shard in shards])[index.argsort()]
+    return torch.from_numpy(Shards(result.store.directory).read("images"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e6, -101.0])

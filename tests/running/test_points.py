@@ -1,13 +1,15 @@
 """Runs on points: stored as they are, judged against the exact posterior, the same in any batches."""
 
+import numpy as np
 import pytest
 import torch
 
 from vfmbench import RunConfig, run
 from vfmbench.errors import MissingError, UserError
 from vfmbench.registry import suites
+from vfmbench.results.paths import RunPaths
+from vfmbench.results.shards import Shards
 from vfmbench.running.scoring import score_run
-from vfmbench.running.shards import Shards
 
 SMALL = {"num_images": 12, "samples": 8}
 
@@ -22,13 +24,14 @@ def values(store):
 
 def test_points_are_stored_without_rounding(tmp_path):
     store = stored(tmp_path)
-    shard = Shards(store.directory).read()[0]
-    assert shard.images.dtype == torch.float32
-    assert shard.images.shape == (12, 8, 2, 1, 1)
+    shards = Shards(store.directory)
+    images = shards.read("images")
+    assert images.dtype == np.float32
+    assert images.shape == (12, 8, 2, 1, 1)
     # Draws of a continuous law differ in all digits; 8-bit levels would repeat.
-    assert len(shard.images.flatten().unique()) == shard.images.numel()
-    assert shard.prior is None
-    assert shard.source is None
+    assert len(np.unique(images)) == images.size
+    assert not shards.has("prior")
+    assert not shards.has("source")
 
 
 def test_every_default_metric_of_the_suite_has_a_value(tmp_path):
@@ -47,20 +50,18 @@ def test_measurements_are_the_same_for_every_method_and_batch(tmp_path):
 
 
 def test_samples_do_not_depend_on_the_batch(tmp_path):
-    whole, parts = (Shards(stored(tmp_path / str(size), batch_size=size).directory).read() for size in (96, 24))
-    assert len(whole) == 1
-    assert len(parts) == 4
-    assert torch.equal(whole[0].images, torch.cat([shard.images for shard in parts]))
+    whole, parts = (stored(tmp_path / str(size), batch_size=size).directory for size in (96, 24))
+    assert [len(RunPaths(directory).shards()) for directory in (whole, parts)] == [1, 4]
+    np.testing.assert_array_equal(Shards(whole).read("images"), Shards(parts).read("images"))
 
 
 def test_draws_of_the_prior_lie_beside_the_samples_and_cost_nothing(tmp_path):
     changes = {"options": {"method": {"pool": 4096, "ode_steps": 4}}}
     store = stored(tmp_path, "source_reweighting", **changes)
-    shard = Shards(store.directory).read()[0]
-    assert shard.prior.shape == shard.source.shape == shard.images.shape
+    shards, records = Shards(store.directory), store.records()
+    assert shards.read("prior").shape == shards.read("source").shape == shards.read("images").shape
     # The pool is the only use of the network; 12 x 8 draws of the prior would add another 8 evaluations each.
-    assert shard.cost["network_forwards"] * 96 == pytest.approx(8 * 4096)
-    records = store.records()
+    assert records["nfe"].sum() == pytest.approx(8 * 4096)
     assert records["effective_samples"].between(1, 8).all()
     assert values(store)["effective_samples"] == pytest.approx(records["effective_samples"].mean())
 

@@ -12,10 +12,10 @@ from vfmbench import RunConfig
 from vfmbench.errors import MissingError, Status, UserError
 from vfmbench.measurement import Samples
 from vfmbench.registry import samplers
+from vfmbench.results.shards import Shards
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import execute, run
-from vfmbench.running.shards import Shards
 
 SMALL = {"method": "vfm", "task": "gaussian_deblur", "num_images": 6, "samples": 3}
 
@@ -25,9 +25,7 @@ def config(tmp_path, **changes):
 
 
 def images_of(result):
-    shards = Shards(result.store.directory).read()
-    index = torch.cat([shard.index for shard in shards])
-    return torch.cat([shard.images for shard in shards])[index.argsort()]
+    return torch.from_numpy(Shards(result.store.directory).read("images"))
 
 
 def test_directory_holds_the_contract(tmp_path):
@@ -86,7 +84,7 @@ def test_killed_run_resumes_without_repeating_anything(tmp_path, monkeypatch):
         run(config(tmp_path / "killed", batch_size=3))
     store = plan(config(tmp_path / "killed")).store
     assert store.provenance()["status"] == "interrupted"
-    assert Shards(store.directory).finished() == {0, 1}
+    assert Shards(store.directory).positions == [0, 1]
 
     def counting(self, measurement, num_samples, noise):
         sampled.append(measurement.index.tolist())

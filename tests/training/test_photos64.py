@@ -17,7 +17,6 @@ from vfmbench.errors import MissingError, UserError
 from vfmbench.methods.stages import VFMStage
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
-from vfmbench.running.shards import Shards
 from vfmbench.training.codec import CodecStage
 
 CPU = torch.device("cpu")
@@ -81,7 +80,7 @@ def test_samplers_run_on_what_was_trained(trained, tmp_path):
         config = RunConfig(
             method=method, task="motion_deblur", suite="photos64", num_images=2, samples=2, options=options, out=tmp_path
         )
-        assert torch.cat([shard.images for shard in Shards(run(config).store.directory).read()]).shape[-3:] == (3, 64, 64)
+        assert run(config).samples().read("images").shape[-3:] == (3, 64, 64)
 
 
 @pytest.mark.parametrize("stage", ["codec", "vfm"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 from vfmbench.commands.common import checked_cell, run_configs
 from vfmbench.errors import EXIT_FAILED, MissingError, Status, UserError
@@ -27,11 +28,13 @@ def main(options: argparse.Namespace) -> int:
     drawn = []
     for task in tasks:
         row = {method: cell for (method, other), cell in zip(pairs, cells, strict=True) if other == task}
-        results[task] = {method: _run_cell(method, task, cell) for method, cell in row.items()}
-        done = {method for method, result in results[task].items() if result.status == Status.DONE}
-        finished = [cell for method, cell in row.items() if method in done and isinstance(cell, Plan)]
+        runs = {method: _run_cell(method, task, cell) for method, cell in row.items()}
+        done = {method: run.samples() for method, run in runs.items() if run.status == Status.DONE}
+        finished = [(cell, done[method]) for method, cell in row.items() if method in done and isinstance(cell, Plan)]
         if finished:
             drawn.append(pictures.comparison_picture(finished))
+        # Those that pictures showed would add up over the tasks.
+        results[task] = {method: replace(run, shards=None) for method, run in runs.items()}
     if options.json:
         print(json.dumps({task: {m: tables.run_document(r) for m, r in row.items()} for task, row in results.items()}))
     else:
@@ -63,7 +66,7 @@ def _run_cell(method: str, task: str, cell: Plan | MissingError) -> Run:
         with console.progress(f"{method} on {task}") as update:
             result = execute(cell, update)
         if result.status == Status.DONE:
-            pictures.posterior_picture(cell)
+            pictures.posterior_picture(cell, result.samples())
         return result
     except MissingError as error:
         return Run(cell.store, Status.MISSING, str(error))

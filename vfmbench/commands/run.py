@@ -23,7 +23,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"vfmbench: {result.note}", file=sys.stderr)
     if result.status != Status.DONE:
         return UserError.exit_code
-    picture = pictures.posterior_picture(checked)
+    picture = pictures.posterior_picture(checked, result.samples())
     if not options.json:
         print_metrics(tables.run_table(result), result.results().metrics())
         console.OUT.print(

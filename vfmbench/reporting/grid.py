@@ -10,24 +10,20 @@ import torch
 from torch import Tensor
 
 from vfmbench.domains import IMAGES
+from vfmbench.results.shards import PICTURED, Shards, common_positions
 from vfmbench.running.plan import Plan
-from vfmbench.running.shards import Shards
 
-MAX_ROWS = 8
 MAX_SAMPLES = 5
 
 
-def posterior_grid(plan: Plan) -> Path:
+def posterior_grid(plan: Plan, shards: Shards) -> Path:
     """Writes `grid.png` into the run's directory: observation, samples, mean, standard deviation and truth of the first images.
 
-    Reads the stored samples; runs no model.
+    Runs no model, and reads no other samples.
     """
-    shards = Shards(plan.store.directory).read()
-    index = torch.cat([shard.index for shard in shards])
-    images = torch.cat([shard.images for shard in shards])
-    rows = index.argsort()[:MAX_ROWS]
-    samples = images[rows]
-    truth, measurement = plan.measure(index[rows].tolist())
+    positions = shards.positions[:PICTURED]
+    samples = torch.from_numpy(shards.read("images", positions))
+    truth, measurement = plan.measure(positions)
     shown = min(MAX_SAMPLES, samples.shape[1])
     columns = [("observation", IMAGES.store(measurement.operator.to_image(measurement.y)).cpu())]
     columns += [(f"sample {number + 1}", samples[:, number]) for number in range(shown)]
@@ -44,34 +40,27 @@ def posterior_grid(plan: Plan) -> Path:
     return draw(columns, title, plan.store.paths.picture)
 
 
-def comparison_grid(plans: Sequence[Plan]) -> Path:
+def comparison_grid(finished: Sequence[tuple[Plan, Shards]]) -> Path:
     """Writes `<out>/<suite>/compare-<task>.png`: observation, one sample of each method, and truth, for images that all have.
 
     Args:
-        plans: finished runs of one task on the same images.
+        finished: runs of one task on the same images, and their samples.
     """
-    first = plans[0]
-    stored = {plan.identity.method: _first_samples(plan) for plan in plans}
-    common = sorted(set.intersection(*(set(samples) for samples in stored.values())))[:MAX_ROWS]
+    first, _ = finished[0]
+    common = common_positions([shards for _, shards in finished])[:PICTURED]
     truth, measurement = first.measure(common)
     columns = [("observation", IMAGES.store(measurement.operator.to_image(measurement.y)).cpu())]
-    columns += [(method, torch.stack([samples[index] for index in common])) for method, samples in stored.items()]
+    for plan, shards in finished:
+        columns.append((plan.identity.method, torch.from_numpy(shards.read("images", common, samples=1)[:, 0])))
     columns.append(("truth", IMAGES.store(truth).cpu()))
     identity = first.identity
     title = f"{identity.task}, one sample of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
     return draw(columns, title, first.store.paths.comparison_picture(identity.task))
 
 
-def _first_samples(plan: Plan) -> dict[int, Tensor]:
-    """The first stored sample of each image, uint8 [C,H,W], by the image's position."""
-    shards = Shards(plan.store.directory).read()
-    return {int(index): image[0] for shard in shards for index, image in zip(shard.index, shard.images, strict=True)}
-
-
 def task_grid(plan: Plan, positions: Sequence[int], path: Path) -> Path:
     """Writes truth, observation, adjoint and pseudo-inverse of the images at the given positions."""
-    positions = list(positions[:MAX_ROWS])
-    truth, measurement = plan.measure(positions)
+    truth, measurement = plan.measure(list(positions))
     operator = measurement.operator
     columns = [("truth", truth), ("observation", operator.to_image(measurement.y))]
     if operator.linear:

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from vfmbench.errors import UserError
 from vfmbench.reporting import grid, points
-from vfmbench.running.runner import Plan
-
-_PREVIEWED = 8
+from vfmbench.results.shards import PICTURED, Shards
+from vfmbench.running.plan import Plan
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    posterior: Callable[[Plan], Path]
-    comparison: Callable[[Sequence[Plan]], Path]
+    posterior: Callable[[Plan, Shards], Path]
+    comparison: Callable[[Sequence[tuple[Plan, Shards]]], Path]
     task: Callable[[Plan, Sequence[int], Path], Path]
 
 
@@ -26,23 +25,23 @@ _DRAWN_AS = {
 }
 
 
-def posterior_picture(plan: Plan) -> Path:
+def posterior_picture(plan: Plan, shards: Shards) -> Path:
     """Writes `grid.png` into the run's directory: stored samples of the first images. Runs no model."""
-    return _pictures(plan).posterior(plan)
+    return _pictures(plan).posterior(plan, shards)
 
 
-def comparison_picture(plans: Sequence[Plan]) -> Path:
+def comparison_picture(finished: Sequence[tuple[Plan, Shards]]) -> Path:
     """Writes `<out>/<suite>/compare-<task>.png`: samples of each method.
 
     Args:
-        plans: finished runs of one task on the same images.
+        finished: runs of one task on the same images, and their samples.
     """
-    return _pictures(plans[0]).comparison(plans)
+    return _pictures(finished[0][0]).comparison(finished)
 
 
 def task_picture(plan: Plan) -> Path:
     """Writes `<out>/<suite>/preview-<task>.png`: what a task makes of the first images. Runs no model."""
-    count = min(_PREVIEWED, plan.identity.num_images)
+    count = min(PICTURED, plan.identity.num_images)
     positions = plan.dataset.readable(range(count))
     if not positions:
         raise UserError(f"None of the first {count} images can be decoded; the first is {plan.dataset.errors[0]}.")

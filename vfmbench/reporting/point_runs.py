@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +18,11 @@ from vfmbench.interfaces import Dataset, ExactPosterior, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import load_suite
-from vfmbench.results.run_directory import RunStore
+from vfmbench.results.shards import Shards
 from vfmbench.results.stored import StoredRun
 from vfmbench.running.evaluating import measured
 from vfmbench.running.plan import Plan
 from vfmbench.running.sampling import PRIOR_STREAM
-from vfmbench.running.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,18 @@ class Observations:
 
 @dataclass(frozen=True)
 class PointRun:
-    """A run on a suite of points.
-
-    Attributes:
-        index: positions of the N points that were observed, in order, int64 [N].
-        samples: posterior samples, float32 [N,S,d]; NaN where they diverged.
-        source: the noise that each of them was made from, [N,S,d], or None.
-        prior: draws from the method's own prior, [N,S,d], or None.
-    """
+    """A run on a suite of points; its samples are read when they are asked for."""
 
     identity: RunIdentity
     suite: Suite
     task: Task
     dataset: Dataset
-    index: Tensor
-    samples: Tensor
-    source: Tensor | None
-    prior: Tensor | None
+    shards: Shards
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> PointRun:
+    def of_plan(cls, plan: Plan, shards: Shards) -> PointRun:
         """A run that this process has just finished."""
-        return cls._read(plan.store, plan.identity, plan.suite, plan.task, plan.dataset)
+        return cls(plan.identity, plan.suite, plan.task, plan.dataset, shards)
 
     @classmethod
     def of_stored(cls, run: StoredRun) -> PointRun:
@@ -90,36 +80,39 @@ class PointRun:
         dataset = suite.dataset(identity.split)
         if dataset.sha256 != identity.dataset_sha256:
             raise UserError(f"The points of the suite {suite.name} are not those that {directory} was made from.")
-        return cls._read(run.store, identity, suite, suite.task(identity.task, identity.task_options), dataset)
+        shards = Shards(directory)
+        if not shards.positions:
+            raise UserError(f"{directory} holds no samples.")
+        return cls(identity, suite, suite.task(identity.task, identity.task_options), dataset, shards)
 
-    @classmethod
-    def _read(cls, store: RunStore, identity: RunIdentity, suite: Suite, task: Task, dataset: Dataset) -> PointRun:
-        shards = Shards(store.directory).read()
-        if not shards:
-            raise UserError(f"{store.directory} holds no samples.")
-        order = torch.cat([shard.index for shard in shards]).argsort()
+    @property
+    def index(self) -> Tensor:
+        """Positions of the N points that were observed, in order, int64 [N]."""
+        return torch.tensor(self.shards.positions)
 
-        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-            present = [tensor for tensor in tensors if tensor is not None]
-            return torch.cat(present)[order].flatten(2) if len(present) == len(shards) else None
+    @cached_property
+    def samples(self) -> Tensor:
+        """All posterior samples, float32 [N,S,d]; NaN where they diverged."""
+        return self.samples_of(self.shards.positions)
 
+    def samples_of(self, positions: Sequence[int]) -> Tensor:
+        """Those of the points at the given positions of the split, [n,S,d]; no others are read."""
         # A diverged sample is stored as ordinary numbers; its residual tells.
-        samples = joined([shard.images.where(shard.residual.isfinite()[..., None, None, None], torch.nan) for shard in shards])
-        assert samples is not None
-        return cls(
-            identity=identity,
-            suite=suite,
-            task=task,
-            dataset=dataset,
-            index=torch.cat([shard.index for shard in shards])[order],
-            samples=samples,
-            source=joined([shard.source for shard in shards]),
-            prior=joined([shard.prior for shard in shards]),
-        )
+        done = torch.from_numpy(self.shards.read("residual", positions)).isfinite()
+        return torch.from_numpy(self.shards.read("images", positions)).flatten(2).where(done[..., None], torch.nan)
 
-    def rows(self, positions: Sequence[int]) -> Tensor:
-        """Where the given positions of the split, all of them stored, are in the tensors."""
-        return torch.searchsorted(self.index, torch.tensor(positions))
+    @cached_property
+    def source(self) -> Tensor | None:
+        """The noise that each sample was made from, [N,S,d], where it is stored."""
+        return self._stored("source")
+
+    @cached_property
+    def prior(self) -> Tensor | None:
+        """Draws from the method's own prior, [N,S,d], where it has one."""
+        return self._stored("prior")
+
+    def _stored(self, name: str) -> Tensor | None:
+        return torch.from_numpy(self.shards.read(name)).flatten(2) if self.shards.has(name) else None
 
     def observations(self, positions: Sequence[int]) -> Observations:
         return observations(self.identity, self.suite, self.task, self.dataset, positions)

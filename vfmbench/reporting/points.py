@@ -10,19 +10,21 @@ from torch import Tensor
 from vfmbench.reporting.drawing import COLOURS, NARROWEST, panels
 from vfmbench.reporting.point_panels import PointPanels
 from vfmbench.reporting.point_runs import PointRun, observations
+from vfmbench.results.shards import PICTURED, Shards, common_positions
 from vfmbench.running.plan import Plan
 
-_OBSERVATIONS_OF_A_RUN, _OBSERVATIONS_COMPARED, _OBSERVATIONS_PREVIEWED = 8, 4, 3
+_OBSERVATIONS_COMPARED, _OBSERVATIONS_PREVIEWED = 4, 3
 _COLUMNS = 4
 _DATA_POINTS = 2000
 _PANEL = 2.0
 _ROOM = (0.5, 1.2)
 
 
-def posterior_picture(plan: Plan) -> Path:
+def posterior_picture(plan: Plan, shards: Shards) -> Path:
     """Writes `grid.png` into the run's directory: samples of the first observations over draws from their exact posteriors."""
-    run = PointRun.of_plan(plan)
-    shown = run.observations(run.index[:_OBSERVATIONS_OF_A_RUN].tolist())
+    run = PointRun.of_plan(plan, shards)
+    positions = shards.positions[:PICTURED]
+    shown, samples = run.observations(positions), run.samples_of(positions)
     observed, count = PointPanels(shown, _data(plan)), len(shown.index)
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
@@ -34,21 +36,21 @@ def posterior_picture(plan: Plan) -> Path:
         for axis in axes.flat[count:]:
             axis.set_axis_off()
         for row, axis in enumerate(axes.flat[:count]):
-            observed.draw(axis, row, run.samples[row])
+            observed.draw(axis, row, samples[row])
             axis.set_title(observed.heading(row), fontsize=8)
         observed.finish(figure, title, sampled=True)
     return path
 
 
-def comparison_picture(plans: Sequence[Plan]) -> Path:
+def comparison_picture(finished: Sequence[tuple[Plan, Shards]]) -> Path:
     """Writes `<out>/<suite>/compare-<task>.png`: the samples of each method, a column each, for observations that all have.
 
     Args:
-        plans: finished runs of one task on the same points.
+        finished: runs of one task on the same points, and their samples.
     """
-    first = plans[0]
-    runs = {plan.identity.method: PointRun.of_plan(plan) for plan in plans}
-    common = sorted(set.intersection(*(set(run.index.tolist()) for run in runs.values())))[:_OBSERVATIONS_COMPARED]
+    first, _ = finished[0]
+    runs = {plan.identity.method: PointRun.of_plan(plan, shards) for plan, shards in finished}
+    common = common_positions([shards for _, shards in finished])[:_OBSERVATIONS_COMPARED]
     observed = PointPanels(runs[first.identity.method].observations(common), _data(first))
     identity = first.identity
     title = f"{identity.task}, samples of each method ({identity.suite}, {identity.split}, seed {identity.seed})"
@@ -59,8 +61,8 @@ def comparison_picture(plans: Sequence[Plan]) -> Path:
             axis.set_ylabel(f"{observed.heading(row)}\n{axis.get_ylabel()}", fontsize=8)
         for column, (method, run) in enumerate(runs.items()):
             axes[0, column].set_title(method, fontsize=9)
-            for row, place in enumerate(run.rows(common).tolist()):
-                observed.draw(axes[row, column], row, run.samples[place])
+            for row, samples in enumerate(run.samples_of(common)):
+                observed.draw(axes[row, column], row, samples)
         observed.finish(figure, title, sampled=True)
     return path
 

@@ -1,7 +1,7 @@
 """One run's directory: reading and writing what is in it beside the samples, and whose it is. Needs no torch.
 
 `vfmbench.results.paths` has the layout. Records and measurements' hashes are compiled from the shards, which
-`vfmbench.running.shards` reads and writes.
+`vfmbench.results.shards` reads and writes.
 """
 
 from __future__ import annotations

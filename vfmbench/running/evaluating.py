@@ -6,21 +6,19 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from vfmbench.config import RunIdentity
 from vfmbench.domains import IMAGES, Domain
-from vfmbench.errors import MissingError, Status, UserError
+from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import Dataset, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.models.features import external_space
 from vfmbench.randomness import split_seed
 from vfmbench.registry import feature_spaces
-from vfmbench.results.run_directory import RunStore
-from vfmbench.running.shards import Shards
+from vfmbench.results.shards import Shards
 from vfmbench.weights.external import ExternalPaths
 
 Network = TypeVar("Network")
@@ -67,36 +65,18 @@ def measured(
 
 
 def stored_evaluation(
-    store: RunStore,
-    suite: Suite,
-    task: Task | None,
-    dataset: Dataset,
-    identity: RunIdentity,
-    records: pd.DataFrame,
-    networks: MetricNetworks,
+    shards: Shards, suite: Suite, task: Task | None, dataset: Dataset, identity: RunIdentity, networks: MetricNetworks
 ) -> tuple[EvaluationSet, list[int]]:
     """The stored samples of all images whose every sample is done, beside the true images; and the images' positions.
 
     Args:
         task: the run's; None where it is not known, so that metrics of exact posteriors are missing.
-        records: as `compile_tables` returns them.
     """
-    broken = set(records.loc[records["status"] != Status.DONE, "index"])
-    shards = Shards(store.directory).read()
-    # A resumed run may store its batches in another order; metrics must not depend on it.
-    kept = sorted({index for shard in shards for index in shard.index.tolist()} - broken)
+    # In this order, although a resumed run may store its batches in another one: metrics must not depend on it.
+    kept = shards.evaluable()
     if not kept:
         raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
-    rows = {index: row for row, index in enumerate(kept)}
-    names = [name for name in _PER_IMAGE if getattr(shards[0], name) is not None]
-    parts = {name: getattr(shards[0], name).new_empty(len(kept), *getattr(shards[0], name).shape[1:]) for name in names}
-    # Each shard is let go of once its rows are in place, so that the samples are in memory about once.
-    while shards:
-        shard = shards.pop()
-        inside = torch.tensor([index in rows for index in shard.index.tolist()])
-        places = torch.tensor([rows[index] for index in shard.index[inside].tolist()], dtype=torch.long)
-        for name in names:
-            parts[name][places] = getattr(shard, name)[inside]
+    stored = {name: torch.from_numpy(shards.read(name, kept)) for name in _PER_IMAGE if shards.has(name)}
     truth, label = dataset.load(kept)
     exact = None
     if suite.prior is not None and task is not None:
@@ -106,12 +86,12 @@ def stored_evaluation(
     evaluation = EvaluationSet(
         domain=suite.domain,
         truth=truth,
-        samples=parts["images"],
+        samples=stored["images"],
         label=label if suite.num_classes else None,
-        residual=parts["residual"],
-        log_likelihood=parts["log_likelihood"],
+        residual=stored["residual"],
+        log_likelihood=stored["log_likelihood"],
         exact=exact,
-        prior=parts.get("prior"),
+        prior=stored.get("prior"),
         feature_spaces={name: network for name, network in networks.items() if name not in suite.perceptual_names},
         perceptual={name: networks[name] for name in suite.perceptual_names},
         planned=identity.num_images,

@@ -17,28 +17,40 @@ from vfmbench.interfaces import Sampler
 from vfmbench.metrics.compute import compute_metrics, stale_metrics
 from vfmbench.provenance import environment, now
 from vfmbench.results.run_directory import RunStore
+from vfmbench.results.shards import Shards, compile_tables
 from vfmbench.running.cost import cost_metrics, costs_current, summarise
 from vfmbench.running.evaluating import MetricNetworks, metric_networks, stored_evaluation
 from vfmbench.running.plan import Plan, plan
 from vfmbench.running.sampling import Progress, sample_images
-from vfmbench.running.shards import Shards, compile_tables
 
 LOG = logging.getLogger("vfmbench")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's results as they lie in its directory. `note` says why it was skipped or failed, or what to mind about it."""
+    """A run's results as they lie in its directory.
+
+    Attributes:
+        note: why it was skipped or failed, or what to mind about it.
+        shards: what is stored of one that is done.
+    """
 
     store: RunStore | None
     status: Status
     note: str = ""
+    shards: Shards | None = None
 
     def results(self) -> RunStore:
         """Its directory. Raises UserError for a run that could not even be planned."""
         if self.store is None:
             raise UserError(f"This run is {self.status}: {self.note}")
         return self.store
+
+    def samples(self) -> Shards:
+        """Its samples. Raises UserError for a run that is not done."""
+        if self.shards is None:
+            raise UserError(f"This run is {self.status}: {self.note}")
+        return self.shards
 
     def metrics(self) -> pd.DataFrame:
         """A row per metric: name, value, low, high, n, section, direction, feature_space, settings, reason, ..."""
@@ -64,17 +76,17 @@ def execute(plan: Plan, progress: Progress | None = None) -> Run:
     if not plan.verdict.supported:
         return skipped(plan)
     networks = metric_networks(plan.suite, plan.device)
-    sampler, store, note = plan.sampler(), plan.store, plan.verdict.note
+    sampler, store = plan.sampler(), plan.store
     with store.writing(plan.identity, plan.fresh):
-        finished = Shards(store.directory).finished()
-        todo = [index for index in range(plan.identity.num_images) if index not in finished]
+        shards = Shards(store.directory)
+        todo = sorted(set(range(plan.identity.num_images)).difference(shards.positions))
         # Metrics of a part of the images, from before the run went on, are all stale.
-        current = store.readable_metrics() if not todo and store.scored() == Shards(store.directory).evaluable() else []
+        current = store.readable_metrics() if not todo and store.scored() == shards.evaluable() else []
         names = stale_metrics(plan.metrics, current, networks)
         if todo or names or not costs_current(current) or store.provenance().get("status") != Status.DONE:
             with logging_to(store.paths.log):
-                note = _work(plan, sampler, networks, todo, names, note, progress or (lambda done, total: None))
-    return Run(store, Status.DONE, note)
+                return _work(plan, sampler, networks, todo, names, progress or (lambda done, total: None))
+    return Run(store, Status.DONE, plan.verdict.note, shards)
 
 
 def skipped(plan: Plan) -> Run:
@@ -94,14 +106,9 @@ def new_session(plan: Plan, images: int, metrics: Sequence[str]) -> dict[str, An
     }
 
 
-def _work(
-    plan: Plan, sampler: Sampler, networks: MetricNetworks, todo: list[int], names: list[str], note: str, progress: Progress
-) -> str:
-    """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it.
-
-    Returns what to mind about the result: `note`, and whether the batch had to be made smaller.
-    """
-    store, identity = plan.store, plan.identity
+def _work(plan: Plan, sampler: Sampler, networks: MetricNetworks, todo: list[int], names: list[str], progress: Progress) -> Run:
+    """Samples the images in `todo`, then computes the metrics `names`; a session in provenance.json says who did it."""
+    store, identity, note = plan.store, plan.identity, plan.verdict.note
     store.write_config(identity)
     earlier = store.provenance()
     sessions = earlier.get("sessions", [])
@@ -123,9 +130,10 @@ def _work(
         if session["batch_size"] < plan.batch_size:
             smaller = f"out of memory with {plan.batch_size} samples in a batch; went on with {session['batch_size']}"
             note = _joined(note, smaller)
-        records = compile_tables(store, identity)
+        shards = Shards(store.directory)
+        records = compile_tables(shards, store, identity)
         note = facts["note"] = _joined(note, _diverged(records))
-        evaluation, index = stored_evaluation(store, plan.suite, plan.task, plan.dataset, identity, records, networks)
+        evaluation, index = stored_evaluation(shards, plan.suite, plan.task, plan.dataset, identity, networks)
         results = compute_metrics(evaluation, {name: plan.metrics[name] for name in names})
         store.write_metrics([*results, *cost_metrics(records)], index)
     except Exception as error:
@@ -138,7 +146,7 @@ def _work(
     session["ended"] = now()
     store.write_provenance({**facts, "status": Status.DONE, "cost": summarise(records)})
     LOG.info("done")
-    return note
+    return Run(store, Status.DONE, note, shards)
 
 
 def _joined(*notes: str) -> str:

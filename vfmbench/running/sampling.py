@@ -12,9 +12,10 @@ from torch import Tensor
 from vfmbench.interfaces import Sampler
 from vfmbench.measurement import Measurement, Samples
 from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
+from vfmbench.results.shards import Shard, Shards
 from vfmbench.running.cost import measure_cost
 from vfmbench.running.plan import Plan
-from vfmbench.running.shards import HostCopy, Shard, Shards, ShardWriter, measurement_hashes
+from vfmbench.running.shards import HostCopy, ShardWriter, measurement_hashes
 
 Progress = Callable[[int, int], None]
 

@@ -22,11 +22,11 @@ from vfmbench.provenance import environment, now
 from vfmbench.registry import feature_spaces, load_suite
 from vfmbench.results.run_directory import RunStore
 from vfmbench.results.schema import MetricRow
+from vfmbench.results.shards import Shards, compile_tables
 from vfmbench.running.cost import cost_metrics, summarise
 from vfmbench.running.evaluating import load_or_reason, metric_networks, stored_evaluation
 from vfmbench.running.image_folders import read_pairs
 from vfmbench.running.runner import Run, logging_to
-from vfmbench.running.shards import Shards, compile_tables
 from vfmbench.weights.external import ExternalPaths
 
 LOG = logging.getLogger("vfmbench")
@@ -68,22 +68,23 @@ def score_run(
     chosen = chosen_metrics(suite.defaults.metrics or default_metrics(suite.domain) if metrics is None else metrics)
     networks = metric_networks(suite, device)
     with store.writing(identity, fresh=False), logging_to(store.paths.log):
-        stored = len(Shards(store.directory).finished())
+        shards = Shards(store.directory)
+        stored = len(shards.positions)
         if not stored:
             raise UserError(f"{directory} holds no samples yet.")
         session = {"started": now(), "images": 0, "metrics": list(chosen), **environment(device)}
         LOG.info("metrics of %d stored images: %s", stored, ", ".join(chosen))
-        records = compile_tables(store, identity)
+        records = compile_tables(shards, store, identity)
         # The task is only needed for what it measured; one from a user's file is not known any more.
         task = suite.task(identity.task, identity.task_options) if suite.prior is not None else None
-        evaluation, index = stored_evaluation(store, suite, task, dataset, identity, records, networks)
+        evaluation, index = stored_evaluation(shards, suite, task, dataset, identity, networks)
         store.write_metrics([*compute_metrics(evaluation, chosen), *cost_metrics(records)], index)
         facts = store.provenance()
         sessions = [*facts.get("sessions", []), {**session, "ended": now()}]
         store.write_provenance({**facts, "sessions": sessions, "cost": summarise(records)})
         LOG.info("done")
     note = "" if stored == identity.num_images else f"only {stored} of {identity.num_images} images are stored"
-    return Run(store, Status.DONE, note)
+    return Run(store, Status.DONE, note, shards)
 
 
 def score_folders(

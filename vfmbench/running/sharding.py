@@ -15,10 +15,10 @@ from vfmbench.errors import Status, UserError
 from vfmbench.files import BusyError
 from vfmbench.provenance import now
 from vfmbench.results.paths import PartPaths
+from vfmbench.results.shards import Shards
 from vfmbench.running.plan import Plan
 from vfmbench.running.runner import Run, execute, logging_to, new_session, skipped
 from vfmbench.running.sampling import Progress, sample_images
-from vfmbench.running.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def execute_part(plan: Plan, part: Part, progress: Progress | None = None) -> Ru
 
 def _sample_part(plan: Plan, part: Part, progress: Progress) -> None:
     store = plan.store
-    finished = Shards(store.directory).finished()
-    todo = [index for index in positions(plan, part) if index not in finished]
+    stored = set(Shards(store.directory).positions)
+    todo = [index for index in positions(plan, part) if index not in stored]
     sessions = store.part(part.folder).get("sessions", [])
     if not todo and sessions:
         return
