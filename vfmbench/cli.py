@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -39,17 +40,14 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = build_parser(next(iter(arguments), "")).parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    debug = "--debug" in arguments
     try:
-        if options.plugin:
-            from vfmbench.registry import load_plugin
-
-            for path in options.plugin:
-                load_plugin(path)
+        _load_plugins(arguments)
+        options = build_parser(next(iter(arguments), "")).parse_args(arguments)
+        signal.signal(signal.SIGTERM, _interrupt)
         return import_module(f"vfmbench.commands.{options.module}").main(options)
     except UserError as error:
-        if options.debug:
+        if debug:
             raise
         print(f"vfmbench: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,10 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vfmbench: interrupted; what was finished is saved, the same command (without --fresh) resumes.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if options.debug:
+        if debug:
             raise
         print(f"vfmbench: failed: {type(error).__name__}: {error} (--debug shows the traceback)", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _load_plugins(arguments: Sequence[str]) -> None:
+    """Before the command line is read as a whole: a plugin may add to what it may say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    with suppress(argparse.ArgumentError):  # the whole parser tells it
+        plugins = parser.parse_known_args(arguments)[0].plugin
+        if plugins:
+            from vfmbench.registry import load_plugin
+
+            for path in plugins:
+                load_plugin(path)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

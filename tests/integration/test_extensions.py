@@ -73,6 +73,27 @@ class Quarters:
 registry.feature_spaces.register("quarters", lambda paths, device: Quarters())
 """
 
+FIGURE = """
+from matplotlib.figure import Figure
+
+from vfmbench import registry
+from vfmbench.results.stored import find_runs
+
+
+def scatter(folders, out=None):
+    \"\"\"One metric over another, a point for each run.\"\"\"
+    figure = Figure()
+    axes = figure.subplots()
+    for run in find_runs(folders):
+        axes.plot(run.metrics["psnr"].value, run.metrics["residual"].value, "o", label=run.identity.method)
+    path = folders[0] / "scatter.svg" if out is None else out
+    figure.savefig(path)
+    return path
+
+
+registry.figures.register("scatter", scatter)
+"""
+
 SUITE = """
 name: mine
 data: {source: digits}
@@ -101,9 +122,10 @@ def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder of somebody else's: four files, and networks."""
+    """A folder of somebody else's: five files, and networks."""
     path = tmp_path_factory.mktemp("outside")
-    for name, text in (("sampler.py", SAMPLER), ("task.py", TASK), ("space.py", FEATURE_SPACE), ("mine.yaml", SUITE)):
+    parts = {"sampler.py": SAMPLER, "task.py": TASK, "space.py": FEATURE_SPACE, "figure.py": FIGURE, "mine.yaml": SUITE}
+    for name, text in parts.items():
         (path / name).write_text(text)
     shutil.copytree(str(files("vfmbench.assets") / "digits"), path / "networks")
     return path
@@ -132,6 +154,16 @@ def test_a_feature_space_is_a_file(folder):
     assert found["crps@quarters"]["value"] is not None
     assert found["crps@quarters"]["feature_space"] == "quarters"
     assert found["crps@digitnet"]["value"] is not None
+
+
+def test_a_figure_is_a_file(folder):
+    run = ("run", "--task", "denoise", "--num-images", "4", "--samples", "2", "--metrics", "psnr,residual", "--out", "drawn")
+    assert vfmbench(*run, "--method", "pinv", folder=folder).returncode == 0
+    done = vfmbench("figure", "scatter", "drawn", "--plugin", "figure.py", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "drawn/scatter.svg"
+    assert "<path" in (folder / "drawn/scatter.svg").read_text()
+    assert "invalid choice: 'scatter'" in vfmbench("figure", "scatter", "drawn", folder=folder).stderr
 
 
 def test_a_suite_is_a_yaml_file_with_networks_of_its_own(folder):

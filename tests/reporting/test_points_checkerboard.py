@@ -10,12 +10,12 @@ from matplotlib.colors import to_hex
 
 from vfmbench.config import RunIdentity
 from vfmbench.errors import Status, UserError
+from vfmbench.methods.figures.alignment import alignment_figure
+from vfmbench.methods.figures.checkerboard import coloured_draws, outline
+from vfmbench.methods.figures.densities import VALUES, densities_figure, nearest_posteriors
 from vfmbench.options import dump
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import suites
-from vfmbench.reporting.alignment import alignment_figure
-from vfmbench.reporting.checkerboard import coloured_draws, outline
-from vfmbench.reporting.densities import VALUES, densities_figure, nearest_posteriors
 from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
 from vfmbench.reporting.training_labels import training_labels

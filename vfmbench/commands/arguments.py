@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
+from vfmbench.registry import figures
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -197,12 +199,8 @@ def table(parser: Parser) -> None:
 
 def figure(parser: Parser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, summary in (
-        ("calibration", "rank histogram, coverage and TARP curve"),
-        ("densities", "checkerboard: prior and posterior densities in noise space and data space"),
-        ("alignment", "checkerboard: which noise the flow map takes to which cell, a column for each run"),
-    ):
-        of_runs = kinds.add_parser(kind, help=summary)
+    for kind in figures.names():
+        of_runs = kinds.add_parser(kind, help="from stored runs")
         of_runs.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="runs of one task, or folders above them")
         of_runs.add_argument(
             "--out", type=Path, metavar="FILE.png", help=f"default: {kind}.png in the folder that all runs lie in"

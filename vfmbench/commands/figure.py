@@ -1,15 +1,12 @@
-"""`vfmbench figure calibration|densities|alignment`: figures from stored runs."""
+"""`vfmbench figure KIND`: a registered figure from stored runs."""
 
 from __future__ import annotations
 
 import argparse
 
-from vfmbench.reporting.alignment import alignment_figure
-from vfmbench.reporting.calibration import calibration_figure
-from vfmbench.reporting.densities import densities_figure
+from vfmbench.registry import figures
 
 
 def main(options: argparse.Namespace) -> int:
-    draw = {"calibration": calibration_figure, "densities": densities_figure, "alignment": alignment_figure}[options.kind]
-    print(draw(options.folders, options.out))
+    print(figures.get(options.kind)(options.folders, options.out))
     return 0

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from vfmbench.errors import UserError
-from vfmbench.reporting.checkerboard import REGIONS, Draws, coloured_draws, data_panel, noise_panel, outline, runs_of_one_set
+from vfmbench.methods.figures.checkerboard import (
+    REGIONS,
+    Draws,
+    coloured_draws,
+    data_panel,
+    noise_panel,
+    outline,
+    runs_of_one_set,
+)
 from vfmbench.reporting.drawing import panels, picture_path, wrapped
 from vfmbench.reporting.point_runs import PointRun, common_directory
 from vfmbench.reporting.training_labels import training_labels
