@@ -13,6 +13,7 @@ ROOMS = tuple(
     for room in (
         "cli",
         "commands",
+        "conformance",
         "launching",
         "metrics",
         "models",
@@ -47,6 +48,15 @@ FORBIDDEN = {
         "vfmbench.running",
         "vfmbench.metrics",
         "vfmbench.training",
+        "vfmbench.reporting",
+        "vfmbench.cli",
+        "vfmbench.commands",
+    ),
+    "vfmbench/conformance": (
+        "vfmbench.running",
+        "vfmbench.metrics",
+        "vfmbench.training",
+        "vfmbench.launching",
         "vfmbench.reporting",
         "vfmbench.cli",
         "vfmbench.commands",

@@ -172,14 +172,14 @@ def _entry_points() -> Iterator[Check]:
     from vfmbench import registry
 
     count = 0
-    for entries in (registry.samplers, registry.tasks, registry.suites, registry.metrics, registry.stages):
+    for entries in (registry.samplers, registry.tasks, registry.suites, registry.metrics, registry.stages, registry.converters):
         for name in entries.names():
             try:
                 entries.get(name)
                 count += 1
             except UserError as error:
                 yield Check("plugins", Health.WARNING, str(error))
-    yield Check("plugins", Health.OK, f"{count} methods, tasks, suites, metrics and training stages import")
+    yield Check("plugins", Health.OK, f"{count} methods, tasks, suites, metrics, training stages and converters import")
 
 
 def _shipped_weights() -> Iterator[Check]:

@@ -95,7 +95,7 @@ def test_a_step_equals_the_derivation_for_any_guidance_scale(variant, options):
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize(("solver_class", "options", "problem"), [*CELLS, *cells(["daps-automatic"], PROBLEMS)])
-def test_a_step_is_the_same_alone_and_in_a_batch(solver_class, options, problem, codec):
+def test_samples_are_the_same_alone_and_in_a_batch(solver_class, options, problem, codec):
     check_batch_invariance(solver_class, options, problem, codec)
 
 

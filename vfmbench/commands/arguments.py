@@ -253,6 +253,14 @@ def doctor(parser: Parser) -> None:
     printing(parser, "a page")
 
 
+def check_sampler(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="Python file that registers them")
+    parser.add_argument("--suite", metavar="S", help="where to try them (default: every suite of small images)")
+    overriding(parser, "options of the samplers", "method.KEY=VALUE")
+    of_a_run(parser, "device")
+    parser.set_defaults(module="check_sampler")
+
+
 def listing(parser: Parser) -> None:
     parser.add_argument("kind", nargs="?", choices=["methods", "tasks", "suites", "metrics", "stages"])
 
@@ -271,6 +279,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "figure": ("a figure from stored runs; runs no model", figure),
     "weights": ("weights from elsewhere: which are here, fetching, checking, converting them", weights),
     "doctor": ("whether this machine is ready, and what it lacks", doctor),
+    "check-sampler": ("whether a plugin's samplers and tasks hold what the harness relies on", check_sampler),
     "list": ("what is installed", listing),
 }
 """What each command does in a line, and what adds its arguments."""
