@@ -1,6 +1,8 @@
 """`vfmbench check-sampler FILE`, as the author of a plugin uses it."""
 
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,14 @@ def check(tmp_path, monkeypatch, capsys):
         return code, capsys.readouterr()
 
     return run
+
+
+def test_the_example_of_the_readme_is_a_good_one(check):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"saved as `my_sampler.py`:\n\n```python\n(.*?)```", readme, re.DOTALL)[1]
+    code, shown = check(example)
+    assert code == 0, shown.out
+    assert "first_coordinate of checkerboard" in shown.out
 
 
 def test_a_good_sampler(check):
