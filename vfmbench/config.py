@@ -71,6 +71,9 @@ class RunConfig(RunOptions):
 class RunIdentity(RunOptions):
     """All that a result depends on, fully resolved. Equal identities share a directory."""
 
+    suite: str
+    split: Literal["test", "validation"]
+    seed: int
     num_images: int
     samples: int
     problem: str
@@ -85,8 +88,7 @@ class RunIdentity(RunOptions):
     @model_serializer(mode="wrap")
     def _without_usual_values(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Runs from before there was an option are those with its default, and keep their hash."""
-        first = ("method", "task", "suite", "split", "num_images", "samples", "seed")
-        later = [name for name in RunOptions.model_fields if name not in first]
+        later = [name for name in RunOptions.model_fields if not RunIdentity.model_fields[name].is_required()]
         usual = [name for name in later if getattr(self, name) == RunOptions.model_fields[name].default]
         unset = [] if self.condition is not None else ["condition"]
         return {name: value for name, value in handler(self).items() if name not in [*usual, *unset]}
