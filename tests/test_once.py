@@ -6,7 +6,12 @@ import pytest
 
 from vfmbench import files
 from vfmbench.files import file_sha256
+from vfmbench.interfaces import Suite
 from vfmbench.registry import forget_suites, load_suite, suites
+
+
+class Empty(Suite):
+    name, task_names, image_shape, dataset, task = "empty", (), (1, 8, 8), None, None
 
 
 def test_equal_options_give_the_same_suite(monkeypatch):
@@ -14,7 +19,7 @@ def test_equal_options_give_the_same_suite(monkeypatch):
 
     def factory(options):
         built.append(options)
-        return object()
+        return Empty()
 
     monkeypatch.setitem(suites._registered, "counted", factory)
     first = load_suite("counted", {"data": {"seed": 1, "path": "a"}, "method": {"steps": 2}})

@@ -7,7 +7,7 @@ import pytest
 from vfmbench.domains import IMAGES, POINTS
 from vfmbench.errors import UserError
 from vfmbench.metrics.calibration import calibration, spread_skill, tarp
-from vfmbench.metrics.compute import chosen_metrics, compute_metrics, default_metrics, stale_metrics
+from vfmbench.metrics.compute import compute_metrics, default_metrics, stale_metrics
 from vfmbench.metrics.frechet import fid
 from vfmbench.metrics.image import psnr, ssim
 from vfmbench.metrics.kernels import kid, mmd
@@ -199,8 +199,7 @@ def test_default_metrics_are_those_of_the_domain():
     assert set(images) - set(default_metrics(IMAGES, without_run=True)) == {"nlpd", "residual", "classifier_agreement"}
 
 
-def test_a_function_without_a_specification_is_refused(monkeypatch):
-    monkeypatch.setitem(metrics._registered, "bare", lambda evaluation: [])
-    with pytest.raises(UserError, match=r"'bare' says nothing about itself: decorate its function with .*metric\(MetricSpec"):
-        chosen_metrics(["psnr", "bare"])
+def test_a_function_without_a_specification_is_refused():
+    with pytest.raises(UserError, match=r"'bare' is a function, not a Metric; decorate its function with .*metric\(MetricSpec"):
+        metrics.register("bare", lambda evaluation: [])
     assert "bare" not in default_metrics(IMAGES)

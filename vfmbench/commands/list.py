@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from typing import Any
 
 from vfmbench import registry
 
 
 def main(options: argparse.Namespace) -> int:
-    registries = {
+    registries: dict[str, registry.Registry[Any]] = {
         "methods": registry.samplers,
         "tasks": registry.tasks,
         "suites": registry.suites,
@@ -29,5 +30,5 @@ def main(options: argparse.Namespace) -> int:
                         values = (f"{spec.name} {spec.direction or ''}".strip() for spec in target.specs)
                         print(f"  {'':<22}values: {', '.join(values)}")
                     if kind == "suites":
-                        print(f"  {'':<22}tasks: {', '.join(target({}).task_names)}")
+                        print(f"  {'':<22}tasks: {', '.join(registry.load_suite(name).task_names)}")
     return 0

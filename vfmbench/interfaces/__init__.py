@@ -11,7 +11,7 @@ enough to have the members. Conventions that hold everywhere:
 * a sampler sees a `Measurement` and never the true image.
 """
 
-from vfmbench.interfaces.data import Dataset, ExactPosterior, ExactPrior, Task
+from vfmbench.interfaces.data import Dataset, DataSource, ExactPosterior, ExactPrior, Task
 from vfmbench.interfaces.networks import Codec, FeatureSpace, FlowModel, IdentityCodec, PerceptualDistance, Vjp
 from vfmbench.interfaces.sampler import Sampler
 from vfmbench.interfaces.suite import Backbone, RunDefaults, Suite
@@ -19,6 +19,7 @@ from vfmbench.interfaces.suite import Backbone, RunDefaults, Suite
 __all__ = [
     "Backbone",
     "Codec",
+    "DataSource",
     "Dataset",
     "ExactPosterior",
     "ExactPrior",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from vfmbench.domains import IMAGES, Domain, Shape
 from vfmbench.measurement import Measurement, NoiseSource
-from vfmbench.options import Options as TaskOptions
+from vfmbench.options import Options as OptionsBlock
+
+DataOptions = TypeVar("DataOptions", bound=OptionsBlock)
 
 
 class Dataset(ABC):
@@ -53,6 +56,25 @@ class Dataset(ABC):
         return list(index)
 
 
+@dataclass(frozen=True)
+class DataSource(Generic[DataOptions]):
+    """A kind of data: what may be chosen of it (`--set data.key=value`), and how its splits are loaded.
+
+    >>> class NoiseOptions(Options):
+    ...     seed: int = 0
+    >>> noise = DataSource(NoiseOptions, lambda options, split: MyNoise(options.seed, split))
+    >>> registry.data_sources.register("noise", noise)  # a suite's file then has: data: {source: noise, seed: 3}
+
+    Attributes:
+        load: (options, split) -> the split.
+        shape: (C, H, W) of images where it depends on the options; None: the suite's file says it.
+    """
+
+    Options: type[DataOptions]
+    load: Callable[[DataOptions, str], Dataset]
+    shape: Callable[[DataOptions], Shape] | None = None
+
+
 class Task(ABC):
     """Turns images into measurements. Parameters and noise are a function of (task, seed, image index) only.
 
@@ -73,11 +95,11 @@ class Task(ABC):
 
     domain: ClassVar[Domain] = IMAGES
     linear: bool = True
-    Options: ClassVar[type[TaskOptions]] = TaskOptions
+    Options: ClassVar[type[OptionsBlock]] = OptionsBlock
     kind: ClassVar[str]
-    options: TaskOptions
+    options: OptionsBlock
 
-    def __init__(self, image_shape: Shape, options: TaskOptions, name: str | None = None, condition: str | None = None):
+    def __init__(self, image_shape: Shape, options: OptionsBlock, name: str | None = None, condition: str | None = None):
         self.image_shape, self.options = image_shape, options
         self.name = self.kind if name is None else name
         self.condition = self.name if condition is None else condition

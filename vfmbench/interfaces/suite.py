@@ -68,6 +68,15 @@ class Suite(ABC):
     perceptual_names: Sequence[str] = ()
     external_names: Sequence[str] = ()
 
+    def __init__(self, options: Mapping[str, Mapping[str, Any]] = MappingProxyType({})):
+        """Args: options: by section, `data` and `weights`; a suite that has some takes them here.
+
+        Raises UserError for any.
+        """
+        for section, values in options.items():
+            for key in values:
+                raise UserError(f"{section}.{key}: the suite {self.name} has no such option.", f"{section}.{key}")
+
     @property
     @abstractmethod
     def name(self) -> str:

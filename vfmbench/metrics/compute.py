@@ -28,20 +28,14 @@ def default_metrics(domain: Domain, *, without_run: bool = False) -> list[str]:
     Args:
         without_run: leave out those that read what only a run stores.
     """
-    found = {name: metric for name, metric in registry.load_all().items() if isinstance(metric, Metric)}
-    return [name for name, metric in found.items() if metric.is_for(domain) and not (without_run and metric.needs_run)]
+    return [
+        name for name, metric in registry.load_all().items() if metric.is_for(domain) and not (without_run and metric.needs_run)
+    ]
 
 
 def chosen_metrics(names: Iterable[str]) -> dict[str, Metric]:
-    """The registered metrics of these names. Raises UserError for an unknown name or a function without a specification."""
-    chosen = {name: registry.get(name) for name in names}
-    for name, metric in chosen.items():
-        if not isinstance(metric, Metric):
-            raise UserError(
-                f"The metric {name!r} says nothing about itself: decorate its function with "
-                "vfmbench.metrics.metric.metric(MetricSpec(...))."
-            )
-    return chosen
+    """The registered metrics of these names. Raises UserError for an unknown name."""
+    return {name: registry.get(name) for name in names}
 
 
 def stale_metrics(metrics: Mapping[str, Metric], rows: Sequence[MetricRow], networks: Networks | None = None) -> list[str]:

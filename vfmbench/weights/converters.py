@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
@@ -65,6 +65,7 @@ class Converted:
     notes: Mapping[str, Any]
 
 
+@runtime_checkable
 class Converter(Protocol[OptionsType]):
     """Knows one layout of public files; registered as an object in the entry-point group `vfmbench.converters`.
 
