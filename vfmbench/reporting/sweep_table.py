@@ -26,8 +26,10 @@ def read_table(path: Path) -> pd.DataFrame:
     """A CSV file with a row for each run. Raises UserError if it cannot be read or has no rows."""
     try:
         content = pd.read_csv(path)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"Cannot read the table {path}: {getattr(error, 'strerror', None) or error}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read the table {path}: {error.strerror or error}.") from None
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"Cannot read the table {path}: {error}.") from None
     if content.empty:
         raise UserError(f"The table {path} has no rows.")
     return content

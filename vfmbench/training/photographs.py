@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ AUGMENTATION_NUMBERS = 7
 DEGRADATION_NUMBERS = 11
 
 
+@runtime_checkable
 class _Photographs(Protocol):
     """What a training split must have beyond a `vfmbench.interfaces.Dataset`."""
 
@@ -89,7 +90,7 @@ class PhotographStage(Stage):
 
     @classmethod
     def check(cls, suite: Suite, options: Options) -> None:
-        if not hasattr(suite.dataset("train"), "photograph"):
+        if not isinstance(suite.dataset("train"), _Photographs):
             raise UserError(f"features.objective: patches of the suite {suite.name} do not say which photograph they are from.")
         PhotoNet(**cls._resolve(suite, options))
 
