@@ -14,9 +14,10 @@ from vfmbench import RunConfig
 from vfmbench.cli import main
 from vfmbench.domains import IMAGES
 from vfmbench.errors import MissingError, UserError
-from vfmbench.methods.stages import VFMStage
+from vfmbench.methods.stages import FrozenAdapterStage, VFMStage
 from vfmbench.registry import suites
 from vfmbench.running.runner import run
+from vfmbench.training.batches import Batch
 from vfmbench.training.codec import CodecStage
 
 CPU = torch.device("cpu")
@@ -72,6 +73,21 @@ def test_the_codec_standardises_what_it_was_trained_on(trained, photographs):
     latents = suite.backbone(CPU).codec.encode(images)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=0.02, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("stage_class", [VFMStage, FrozenAdapterStage])
+def test_the_recipes_posterior_starts_at_the_prior_and_its_weights_are_those_of_the_elbo(stage_class, photographs, trained):
+    data = {"path": str(photographs), "held_out": 0.67}
+    suite = suites.get("photos64")({"data": data, "weights": {"path": str(trained)}})
+    recipe = suite.training[stage_class.name]
+    options = stage_class.Options(**{**recipe, "batch_size": 8, "problems": ["super_resolution"]})
+    stage = stage_class(suite, options, suite.weights, CPU)
+    batch = Batch.draw(0, len(suite.dataset("train")), 8, torch.Generator().manual_seed(0))
+    _, terms = stage.loss(batch, stage.networks if "flow" in stage.networks else {})
+    assert terms["kl"].item() == 0
+    # Half of the squared residual in units of the noise, summed over the 3x16x16 entries of y: at least that of the noise.
+    assert terms["observation"].item() > 0.4 * 3 * 16 * 16
+    assert options.observation_weight == options.kl_weight == 1
 
 
 def test_samplers_run_on_what_was_trained(trained, tmp_path):
