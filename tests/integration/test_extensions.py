@@ -8,7 +8,9 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SAMPLER = """
 from vfmbench import registry
@@ -212,3 +214,18 @@ def test_a_suites_file_that_is_not_there_is_named(tmp_path, capsys):
 
     assert main(["run", "--suite", str(tmp_path / "none.yaml"), "--method", "pinv", "--task", "soft"]) == 2
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_readmes_suite_runs(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    text = readme.partition("## Your own suite")[2].partition("```yaml\n")[2].partition("```")[0]
+    assert "strong_blur" in text
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "photographs").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        pixels = generator.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photographs" / f"{number}.png")
+    run = ("run", "--suite", "mine.yaml", "--task", "strong_blur", "--method", "tikhonov", "--num-images", "2")
+    found = rows(vfmbench(*run, "--samples", "1", "--metrics", "psnr", "--json", folder=tmp_path))
+    assert found["psnr"]["n"] == 2
