@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,53 +192,21 @@ def test_power_zero_turns_every_scaling_off(scope):
     assert scaled(scope, power=0.0)[0] == pytest.approx(2 * 3.5 + 3 * 1.0)
 
 
-PLUGIN = """
-from pydantic import Field
-
-from vfmbench.methods.stages import PointVFMStage
-from vfmbench.methods.terms import Term, TermOptions
-from vfmbench.registry import stages
-from vfmbench.training.mean_flow import reduced
-
-
-class Smallness(Term):
-    name = "smallness"
-
-    class Options(TermOptions):
-        smallness_weight: float = Field(0.1, ge=0)
-
-    @property
-    def weight(self):
-        return self.options.smallness_weight
-
-    def __call__(self, coupling):
-        return (reduced(coupling.z.square(), self.options.reduction),)
-
-
-class SmallVFM(PointVFMStage):
-    terms = (*PointVFMStage.terms, Smallness)
-
-    class Options(PointVFMStage.Options, Smallness.Options):
-        pass
-
-
-stages.register("small_vfm", SmallVFM)
-"""
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
 def small_vfm(tmp_path, monkeypatch):
-    """A stage with one more term, from a file outside the package."""
+    """The README's stage with one more term, from a file outside the package."""
     monkeypatch.setattr(stages, "_registered", {})
-    (tmp_path / "smallness.py").write_text(PLUGIN)
+    (tmp_path / "smallness.py").write_text(re.search(r"```python\n(# smallness\.py\n.*?)```", README.read_text(), re.S)[1])
     load_plugin(str(tmp_path / "smallness.py"))
     return stages.get("small_vfm")
 
 
 def test_a_new_term_is_one_file(small_vfm, tmp_path):
     suite = suites.get("checkerboard")({})
-    few = {"steps": 2, "batch_size": 32, "smallness_weight": 0.5}
-    suite.training = {**suite.training, "vfm": {**suite.training["vfm"], "objective": "small_vfm"}}
+    few = {"objective": "small_vfm", "steps": 2, "batch_size": 32, "smallness_weight": 0.5}
     train("vfm", suite, {"vfm": few}, tmp_path / "out", CPU, False, Console(file=io.StringIO()))
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["vfm"]["training"]["options"]["smallness_weight"] == 0.5
     assert "smallness" in (tmp_path / "out" / "vfm" / "curves.csv").read_text()

@@ -38,7 +38,7 @@ def train(
     Processes that `accelerate launch` or `torchrun` started together train together, each on its own device.
 
     Args:
-        overrides: options by stage name, on top of the suite's.
+        overrides: options by stage name, on top of the suite's; `objective` takes another registered stage in the place of one.
         device: its kind; with several processes each takes its own of that kind.
 
     Raises UserError for an unknown stage, a wrong option or an `out` in use before anything is trained. A stage starts from the
@@ -50,12 +50,10 @@ def train(
     for name in [*names, *overrides]:
         if name not in suite.training:
             raise unknown_name("training stage", name, [*suite.training, "all"])
-    # A suite may train a stage by another registered objective than the one of its name.
-    classes = {name: stage_registry.get(suite.training[name].get("objective", name)) for name in names}
-    options = {}
-    for name in names:
-        own = {key: value for key, value in suite.training[name].items() if key != "objective"}
-        options[name] = validate(classes[name].Options, {**own, **overrides.get(name, {})}, f"{name}.")
+    # A stage may be trained by another registered objective than the one of its name.
+    sections = {name: {**suite.training[name], **overrides.get(name, {})} for name in names}
+    classes = {name: stage_registry.get(section.pop("objective", name)) for name, section in sections.items()}
+    options = {name: validate(classes[name].Options, section, f"{name}.") for name, section in sections.items()}
     for name in names:
         try:
             classes[name].check(suite, options[name])
