@@ -52,7 +52,7 @@ class Patches:
 @pytest.fixture
 def suite():
     suite = suites.get("digits")({})
-    suite.image_shape = (3, SIZE, SIZE)
+    suite._shape = (3, SIZE, SIZE)
     suite.training = {"features": {"objective": "photographs", **FEW}}
     suite.dataset = lambda split: Patches()
     return suite
