@@ -13,6 +13,7 @@ from typing import Any
 
 from vfmbench import __version__
 from vfmbench.commands.arguments import COMMANDS, everywhere
+from vfmbench.config import first_command
 from vfmbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
 
 _NESTED = ("figure", "weights")  # whose own commands take what all take
@@ -22,7 +23,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     """The grammar of the command line with the arguments of one command; those of all take longer than `--help` may."""
     parser = argparse.ArgumentParser(
         prog="vfmbench",
-        description="Measure posterior samplers of inverse problems: `vfmbench run --method vfm --task gaussian_deblur`.",
+        description=f"Measure posterior samplers of inverse problems: `{first_command()}`.",
         epilog="Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 weights or data missing; 75 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"vfmbench {__version__}")

@@ -18,6 +18,8 @@ from vfmbench.precision import Precision
 
 RUN_SECTIONS = ("method", "task", "data", "weights")
 PRESETS = ("paper", "original", "tuned")
+FIRST_RUN = {"method": "vfm", "task": "gaussian_deblur"}
+"""A run of the default suite that works wherever vfmbench is installed: what help texts show and `vfmbench doctor` tries."""
 
 
 def _listed(value: Any) -> Any:
@@ -103,3 +105,8 @@ class RunIdentity(RunOptions):
 def is_preset_file(preset: str) -> bool:
     """Whether a preset is a file that `vfmbench tune` wrote, rather than a name."""
     return preset.endswith((".yaml", ".yml"))
+
+
+def first_command() -> str:
+    """`FIRST_RUN` as it is typed."""
+    return " ".join(["vfmbench run", *(f"--{key} {value}" for key, value in FIRST_RUN.items())])

@@ -195,17 +195,18 @@ def _shipped_weights() -> Iterator[Check]:
 
 def _trial_run() -> Iterator[Check]:
     """One image of the default suite, from the command's own defaults to a metric."""
-    from vfmbench.config import RunConfig
+    from vfmbench.config import FIRST_RUN, RunConfig
     from vfmbench.options import validate
     from vfmbench.running.runner import run
 
     with tempfile.TemporaryDirectory() as folder:
-        method, task = "vfm", "gaussian_deblur"
-        values = {"method": method, "task": task, "num_images": 1, "samples": 1, "metrics": ("psnr",), "out": folder}
+        values = {**FIRST_RUN, "num_images": 1, "samples": 1, "metrics": ("psnr",), "out": folder}
         config = validate(RunConfig, values)
         result = run(config)
         health = Health.OK if result.status == Status.DONE else Health.BROKEN
-        yield Check("trial run", health, f"{method} on {task}, one image of the suite {config.suite}: {result.status}")
+        yield Check(
+            "trial run", health, f"{config.method} on {config.task}, one image of the suite {config.suite}: {result.status}"
+        )
 
 
 def _external_weights() -> Iterator[Check]:

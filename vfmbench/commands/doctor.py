@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from vfmbench.config import first_command
 from vfmbench.doctor import Check, Health, document, examine, ready
 from vfmbench.errors import EXIT_FAILED
 from vfmbench.reporting import console
@@ -23,7 +24,7 @@ def main(options: argparse.Namespace) -> int:
     else:
         console.OUT.print(_table(checks))
         broken = ", ".join(dict.fromkeys(check.subject for check in checks if check.health == Health.BROKEN))
-        start = "Ready: try `vfmbench run --method vfm --task gaussian_deblur`."
+        start = f"Ready: try `{first_command()}`."
         console.OUT.print(start if ready(checks) else f"Not ready: {broken}.", markup=False)
     return 0 if ready(checks) else EXIT_FAILED
 
