@@ -11,19 +11,16 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.config import is_preset_file
-from vfmbench.interfaces import Backbone, Sampler, Suite, Task, Vjp
+from vfmbench.baselines.tuning import shipped_grid, tuned_options
+from vfmbench.interfaces import Backbone, MethodGrid, Sampler, Suite, Task, Vjp
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.options import ClassLabel, SamplerOptions
-from vfmbench.tuned import tuned_values
 
 Rule = Literal["unit", "residual", "sign"]
 Coordinates = Literal["flow", "variance_preserving"]
@@ -147,18 +144,6 @@ def time_grid(steps: int, shift: float = 1.0, last: float | None = None) -> Iter
     return itertools.pairwise(shifted)
 
 
-def tuned_options(preset: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
-    """What `vfmbench tune` chose: from a file, or with the preset `tuned` from the suite's own; none under other presets.
-
-    Raises MissingError where nothing has been tuned.
-    """
-    if is_preset_file(preset):
-        return tuned_values(Path(preset), method, task, suite)
-    if preset == "tuned":
-        return tuned_values(Path(str(files(__package__))) / "tuned" / f"{suite.name}.yaml", method, task, suite)
-    return {}
-
-
 class Solver(Sampler):
     """What every solver has: a network and a codec that it asks for estimates and gradients, options by preset name."""
 
@@ -192,7 +177,11 @@ class Solver(Sampler):
 
         Raises MissingError where nothing has been tuned.
         """
-        return cls.original(task.kind) if name == "original" else tuned_options(name, method, task, suite)
+        return cls.original(task.kind) if name == "original" else tuned_options(cls, name, method, task, suite)
+
+    @classmethod
+    def grid(cls, method: str, suite: str) -> MethodGrid | None:
+        return shipped_grid(method, suite)
 
     def conditioned(self, measurement: Measurement) -> Measurement:
         """The measurement with the labels that the network is given. Raises UserError for an image without a label."""

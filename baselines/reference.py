@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from vfmbench.baselines.guidance import tuned_options
+from vfmbench.baselines.tuning import shipped_grid, tuned_options
 from vfmbench.errors import MissingError
-from vfmbench.interfaces import Backbone, Sampler, Suite, Task
+from vfmbench.interfaces import Backbone, MethodGrid, Sampler, Suite, Task
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.options import SamplerOptions
 from vfmbench.restoration import regularised_inverse
@@ -64,9 +64,13 @@ class Tikhonov(Reference):
     def preset(cls, name: str, method: str, task: Task, suite: Suite) -> Mapping[str, Any]:
         """The tuned width where there is one, else the default."""
         try:
-            return tuned_options(name, method, task, suite)
+            return tuned_options(cls, name, method, task, suite)
         except MissingError:
             return {}
+
+    @classmethod
+    def grid(cls, method: str, suite: str) -> MethodGrid | None:
+        return shipped_grid(method, suite)
 
     def reconstruct(self, measurement: Measurement) -> Tensor:
         return regularised_inverse(measurement, self.options.prior_std)

@@ -59,10 +59,14 @@ def replace_file(path: Path, write: bytes | Callable[[Path], object]) -> None:
     temporary.replace(path)
 
 
-def file_to_write(path: Path) -> Path:
-    """The path itself. Raises UserError if no file can be written there, which is better learnt before the work."""
+def file_to_write(path: Path, option: str = "out") -> Path:
+    """The path itself. Raises UserError if no file can be written there, which is better learnt before the work.
+
+    Args:
+        option: that names the path.
+    """
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out: cannot write to {path}.", "out")
+        raise UserError(f"--{option}: cannot write to {path}.", option)
     return path
 
 

@@ -17,6 +17,7 @@ from vfmbench.baselines.unguided import Unguided
 from vfmbench.config import RunConfig
 from vfmbench.domains import IMAGES
 from vfmbench.errors import MissingError, UserError
+from vfmbench.interfaces import MethodGrid
 from vfmbench.options import validate
 from vfmbench.randomness import PhiloxNoise, sample_rows
 from vfmbench.registry import samplers, suites
@@ -285,12 +286,12 @@ def test_original_settings_depend_on_the_problem():
 
 
 @pytest.mark.parametrize("solver_class", [solver for solver in SOLVERS if solver is not Unguided])
-def test_nothing_tuned_says_how_to_tune_if_the_suite_plans_it(solver_class):
+def test_nothing_tuned_says_how_to_tune_if_it_has_a_grid(solver_class, monkeypatch):
     task, suite = toy_task("denoise"), random_suite()
-    suite.tuning = {}
+    suite.tuning = {"tasks": ["denoise"]}
     with pytest.raises(MissingError, match="plans no tuning"):
         solver_class.preset("tuned", "mine", task, suite)
-    suite.tuning = {"methods": {"mine": {}}, "tasks": ["denoise"]}
+    monkeypatch.setattr(solver_class, "grid", lambda method, suite: MethodGrid(grid={"guidance_scale": (1.0, 2.0)}))
     with pytest.raises(MissingError, match="vfmbench tune --suite toy --method mine --task denoise"):
         solver_class.preset("tuned", "mine", task, suite)
 

@@ -7,7 +7,7 @@ from vfmbench.launching.expansion import expand
 from vfmbench.options import validate
 from vfmbench.registry import suites
 from vfmbench.running.plan import plan
-from vfmbench.running.tuning import TuningOptions, trials_of
+from vfmbench.running.tuning import TuningOptions, grids_of, trials_of
 
 SWEEPS = Path(__file__).parents[2] / "slurm"
 
@@ -20,9 +20,9 @@ def test_the_sweep_of_photos64s_trials_is_what_tuning_runs():
     swept = {plan(run.config, suite).identity.model_dump_json() for job in jobs for run in job.runs}
     tuned = {
         plan(trial.config, suite).identity.model_dump_json()
-        for method in tuning.methods
+        for method, grid in grids_of("photos64", tuning).items()
         for task in tuning.tasks
-        for trial in trials_of("photos64", method, task, tuning, {}, Path("results/runs"))
+        for trial in trials_of("photos64", method, grid, task, tuning, {}, Path("results/runs"))
     }
     assert swept == tuned
     assert len(tuned) == 5 * (4 * 4 + 2 * 5 + 9)

@@ -147,10 +147,16 @@ def metrics(parser: Parser) -> None:
 
 def tune(parser: Parser) -> None:
     of_a_run(parser, "suite")
-    parser.add_argument("--method", type=listed, metavar="A,B", help="default: all that the suite's YAML file has a grid for")
+    parser.add_argument("--method", type=listed, metavar="A,B", help="default: all that have a grid for the suite")
     parser.add_argument("--task", type=listed, metavar="C,D", help="default: all that the suite's YAML file names")
     overriding(parser, "data.*, weights.* or tuning.*")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: baselines/tuned/SUITE.yaml")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the choices (default: the file that --preset tuned reads)")
+    parser.add_argument(
+        "--trials",
+        type=Path,
+        metavar="FILE",
+        help="the evidence (default: in results/tuned/, by the name of the choices' file)",
+    )
     parser.add_argument(
         "--runs", type=Path, default=Path("results/tuning"), metavar="DIR", help="the trials' runs (default: results/tuning)"
     )

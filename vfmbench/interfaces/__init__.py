@@ -13,7 +13,7 @@ enough to have the members. Conventions that hold everywhere:
 
 from vfmbench.interfaces.data import Dataset, DataSource, ExactPosterior, ExactPrior, Task
 from vfmbench.interfaces.networks import Codec, FeatureSpace, FlowModel, IdentityCodec, PerceptualDistance, Vjp
-from vfmbench.interfaces.sampler import Sampler
+from vfmbench.interfaces.sampler import MethodGrid, Sampler
 from vfmbench.interfaces.suite import Backbone, RunDefaults, Suite
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "FeatureSpace",
     "FlowModel",
     "IdentityCodec",
+    "MethodGrid",
     "PerceptualDistance",
     "RunDefaults",
     "Sampler",

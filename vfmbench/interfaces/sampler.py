@@ -1,4 +1,4 @@
-"""The base of every method."""
+"""The base of every method, and what is tried when its options are chosen."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from vfmbench.interfaces.data import Task
 from vfmbench.interfaces.suite import Backbone, Suite
 from vfmbench.measurement import Measurement, NoiseSource, Samples
 from vfmbench.metering import Meter
-from vfmbench.options import SamplerOptions
+from vfmbench.options import Options, SamplerOptions
+
+
+class MethodGrid(Options):
+    """What `vfmbench tune` tries for a method: every combination of the values in `grid`, on top of `fixed`.
+
+    >>> MethodGrid(fixed={"steps": 50}, grid={"step_size": (0.3, 1.0), "shift": (1.0, 3.0)})  # four trials
+    """
+
+    grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
+    fixed: dict[str, Any] = Field(default_factory=dict)
 
 
 class Sampler(ABC):
@@ -54,6 +65,15 @@ class Sampler(ABC):
         Raises MissingError where nothing has been tuned.
         """
         return {}
+
+    @classmethod
+    def grid(cls, method: str, suite: str) -> MethodGrid | None:
+        """What `vfmbench tune` tries for this method on a suite; None where it has nothing to choose from.
+
+        Args:
+            method: the name that it is registered under.
+        """
+        return None
 
     @abstractmethod
     def sample(self, measurement: Measurement, num_samples: int, noise: NoiseSource) -> Samples:

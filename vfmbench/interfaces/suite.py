@@ -52,7 +52,7 @@ class Suite(ABC):
         data_options: as written to config.yaml.
         defaults: what a run takes if the user does not say.
         training: each training stage's options; empty where nothing can be trained.
-        tuning: what `vfmbench tune` does by default, see `vfmbench.running.tuning.TuningOptions`; empty where nothing is tuned.
+        tuning: how `vfmbench tune` judges, see `vfmbench.running.tuning.TuningOptions`; empty where nothing is tuned.
         feature_space_names, perceptual_names: what metrics may ask for.
         external_names: those of `vfmbench.weights`' files that it uses.
     """

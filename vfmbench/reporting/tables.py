@@ -15,6 +15,7 @@ from vfmbench.results.schema import MetricRow
 from vfmbench.running.bench import Cost
 from vfmbench.running.runner import Run
 from vfmbench.running.scoring import FolderScores
+from vfmbench.running.tuning import Choice
 
 _SETTINGS_WIDTH = 90
 
@@ -98,15 +99,15 @@ def _metrics_table(title: str, rows: Iterable[MetricRow]) -> Table:
     return table
 
 
-def tuning_table(chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> Table:
+def tuning_table(chosen: Mapping[tuple[str, str], Choice]) -> Table:
     """What `vfmbench tune` chose, a row for each (method, task)."""
     table = Table(title="Chosen on the validation split", title_justify="left")
     for heading in ("task", "method", "options", "objective", "at the edge of the grid"):
         table.add_column(heading)
-    for (method, task), entry in chosen.items():
-        scores = [trial["objective"] for trial in entry["trials"] if trial["objective"] is not None]
-        options = "none: no setting worked" if entry["options"] is None else str(entry["options"])
-        edge = ", ".join(entry["at_the_edge_of_the_grid"])
+    for (method, task), choice in chosen.items():
+        scores = [trial["objective"] for trial in choice.evidence["trials"] if trial["objective"] is not None]
+        options = "none: no setting worked" if choice.entry.options is None else str(choice.entry.options)
+        edge = ", ".join(choice.entry.at_the_edge_of_the_grid)
         table.add_row(task, method, options, f"{min(scores):.4g}" if scores else "", edge)
     return table
 

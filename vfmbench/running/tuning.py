@@ -1,4 +1,4 @@
-"""Chooses methods' options on the validation split: a grid of ordinary runs, one objective, a file with the evidence.
+"""Chooses methods' options on the validation split: a grid of ordinary runs, one objective, a choice and its evidence.
 
 Every trial is a run that is stored like any other, so that tuning resumes where it was stopped. A trial that leaves an
 image out (a diverged sample) cannot be chosen: it would win by dropping what is hard.
@@ -21,19 +21,13 @@ from pydantic import Field
 
 from vfmbench.config import RunConfig
 from vfmbench.errors import Status, UserError, unknown_name
+from vfmbench.interfaces import MethodGrid
 from vfmbench.options import Options, validate
-from vfmbench.registry import load_plugin, load_suite
+from vfmbench.registry import load_plugin, load_suite, samplers
 from vfmbench.results.schema import COST
 from vfmbench.running.plan import plan
 from vfmbench.running.runner import run
-from vfmbench.tuned import tuned_methods, write_tuned
-
-
-class MethodGrid(Options):
-    """What is tried for one method: every combination of the values in `grid`, on top of `fixed`."""
-
-    grid: dict[str, tuple[Any, ...]] = Field(min_length=1)
-    fixed: dict[str, Any] = Field(default_factory=dict)
+from vfmbench.tuned import Place, TrialsFile, TunedEntry, TunedFile, prepare, write_entry
 
 
 class TuningOptions(Options):
@@ -47,7 +41,7 @@ class TuningOptions(Options):
         min_length=1, description="registered metrics to compute; must give the objective's values"
     )
     tasks: tuple[str, ...] = Field(min_length=1)
-    methods: dict[str, MethodGrid] = Field(min_length=1)
+    methods: dict[str, MethodGrid] = Field(default_factory=dict, description="grids in place of the methods' own")
 
 
 @dataclass
@@ -56,7 +50,7 @@ class Trial:
 
     config: RunConfig
     setting: dict[str, Any]
-    fixed: dict[str, Any]
+    grid: MethodGrid
     values: dict[str, float] = field(default_factory=dict)
     hash: str = ""
     problem: str = ""
@@ -70,50 +64,77 @@ class Trial:
         return sum(math.log(self.values[name]) for name in objective)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a method on a task, and why."""
+
+    entry: TunedEntry
+    evidence: dict[str, Any]
+
+
 def tune(
     suite_name: str,
     methods: Sequence[str] | None,
     tasks: Sequence[str] | None,
     options: Mapping[str, Mapping[str, Any]],
     out: Path,
+    trials_out: Path,
     runs: Path,
     workers: int,
     plugins: Sequence[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Tunes methods on tasks and writes what it chose, with every trial, to `out` as soon as a method and task is finished.
+) -> dict[tuple[str, str], Choice]:
+    """Tunes methods on tasks; as soon as a method and task is done, its choice goes to `out` and every trial to `trials_out`.
 
     Args:
-        methods, tasks: None for all that the suite's `tuning` section names.
+        methods, tasks: None for every method with a grid for the suite, and the tasks that its `tuning` section names.
         options: sections `data` and `weights` of the suite, and `tuning`, overrides of its section.
         runs: folder of the trials' run directories.
         workers: processes, each with one thread.
         progress: called as progress(trials done, trials).
 
-    Returns the entries written, by (method, task). Raises UserError for a suite without a `tuning` section, an unknown name or
-    a value that a method refuses, before any trial runs.
+    Returns the choices written, by (method, task). Raises UserError for a suite without a `tuning` section, an unknown name, a
+    value that a method refuses or a file that cannot be written, before any trial runs.
     """
     suite = load_suite(suite_name, options)
     if not suite.tuning:
         raise UserError(f"The suite {suite.name} says nothing about tuning: its YAML file has no section `tuning`.")
     tuning = validate(TuningOptions, {**suite.tuning, **options.get("tuning", {})}, "tuning.")
-    methods = _known("method", methods, tuning.methods)
+    grids = grids_of(suite.name, tuning)
+    if not grids:
+        raise UserError(f"No method has a grid for the suite {suite.name}: give some with --set tuning.methods=...")
+    methods = _known("method", methods, grids)
     tasks = _known("task", tasks, tuning.tasks)
     groups = {
-        (method, task): trials_of(suite_name, method, task, tuning, options, runs) for task in tasks for method in methods
+        (method, task): trials_of(suite_name, method, grids[method], task, tuning, options, runs)
+        for task in tasks
+        for method in methods
     }
     trials = [trial for group in groups.values() for trial in group]
-    tuned_methods(out, suite.name)
+    if out.resolve() == trials_out.resolve():
+        raise UserError(f"--trials: {trials_out} is --out too; the choices and their trials are two files.", "trials")
+    chosen_place, trials_place = Place(out, "out", TunedFile), Place(trials_out, "trials", TrialsFile)
     for trial in trials:
         plan(trial.config)
-    written: dict[tuple[str, str], dict[str, Any]] = {}
+    for place in (chosen_place, trials_place):
+        prepare(place, suite.name)
+    written: dict[tuple[str, str], Choice] = {}
     for done, _ in enumerate(_run_all(trials, workers, plugins), start=1):
         progress(done, len(trials))
         for (method, task), group in groups.items():
             if (method, task) not in written and all(trial.values or trial.problem for trial in group):
-                written[method, task] = _entry(group, tuning)
-                write_tuned(out, suite.name, method, task, written[method, task])
+                written[method, task] = choice = _choice(group, tuning)
+                write_entry(trials_place, suite.name, method, task, choice.evidence)
+                write_entry(chosen_place, suite.name, method, task, choice.entry.model_dump())
     return written
+
+
+def grids_of(suite: str, tuning: TuningOptions) -> dict[str, MethodGrid]:
+    """What is tried for each method, by its name: `tuning.methods`, else the grids that the methods themselves have."""
+    if tuning.methods:
+        return tuning.methods
+    own = {method: sampler.grid(method, suite) for method, sampler in samplers.load_all().items()}
+    return {method: grid for method, grid in own.items() if grid is not None}
 
 
 def _known(key: str, names: Sequence[str] | None, allowed: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -124,10 +145,15 @@ def _known(key: str, names: Sequence[str] | None, allowed: Sequence[str] | Mappi
 
 
 def trials_of(
-    suite: str, method: str, task: str, tuning: TuningOptions, options: Mapping[str, Mapping[str, Any]], runs: Path
+    suite: str,
+    method: str,
+    grid: MethodGrid,
+    task: str,
+    tuning: TuningOptions,
+    options: Mapping[str, Mapping[str, Any]],
+    runs: Path,
 ) -> list[Trial]:
     """One trial for each combination of the method's grid, not run yet; arguments as of `tune`."""
-    grid = tuning.methods[method]
     sections = {key: dict(options[key]) for key in ("data", "weights") if options.get(key)}
     trials = []
     for combination in itertools.product(*grid.grid.values()):
@@ -141,7 +167,7 @@ def trials_of(
             "out": runs,
             **{name: value for name, value in tuning if name in RunConfig.model_fields},
         }
-        trials.append(Trial(validate(RunConfig, values), setting, grid.fixed))
+        trials.append(Trial(validate(RunConfig, values), setting, grid))
     return trials
 
 
@@ -190,18 +216,21 @@ def _run_trial(config: RunConfig) -> dict[str, Any]:
         return {"problem": f"{type(error).__name__}: {error}"}
 
 
-def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
-    """The choice for one method and task, with the evidence; `options` is None if no setting can be chosen."""
+def _choice(group: Sequence[Trial], tuning: TuningOptions) -> Choice:
+    """The choice for one method and task."""
     scored = [(trial.score(tuning.objective), trial) for trial in group]
     best_score, best = min(scored, key=lambda pair: pair[0])
     eligible = not math.isinf(best_score)
     psnr_best = max(
         (trial for trial in group if not trial.problem), key=lambda trial: trial.values.get("psnr", -math.inf), default=best
     )
-    grid = tuning.methods[best.config.method].grid
-    return {
-        "options": {**best.fixed, **best.setting} if eligible else None,
-        "at_the_edge_of_the_grid": [name for name, values in grid.items() if eligible and _at_edge(best.setting[name], values)],
+    grid = best.grid.grid
+    entry = TunedEntry(
+        options={**best.grid.fixed, **best.setting} if eligible else None,
+        at_the_edge_of_the_grid=[name for name, values in grid.items() if eligible and _at_edge(best.setting[name], values)],
+        weights_sha256=next((trial.weights for trial in group if trial.weights), {}),
+    )
+    evidence = {
         "best_psnr": psnr_best.setting if "psnr" in psnr_best.values else None,
         "objective": "minimise " + " + ".join(f"log {name}" for name in tuning.objective),
         "protocol": {"split": "validation", "num_images": tuning.num_images, "samples": tuning.samples, "seed": tuning.seed},
@@ -218,8 +247,8 @@ def _entry(group: Sequence[Trial], tuning: TuningOptions) -> dict[str, Any]:
         ],
         "command": " ".join(["vfmbench", *sys.argv[1:]]),
         "git_commits": sorted({trial.commit for trial in group if trial.commit}),
-        "weights_sha256": next((trial.weights for trial in group if trial.weights), {}),
     }
+    return Choice(entry, evidence)
 
 
 def _shown(tuning: TuningOptions) -> set[str]:
