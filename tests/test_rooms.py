@@ -42,7 +42,10 @@ FORBIDDEN = {
     "vfmbench/domains.py": ("vfmbench.interfaces", *ROOMS),
     "vfmbench/restoration.py": ROOMS,
     "vfmbench/results": (
+        "torch",
         "vfmbench.launching",
+        "vfmbench.metrics",
+        "vfmbench.running",
         "vfmbench.models",
         "vfmbench.training",
         "vfmbench.reporting",

@@ -8,8 +8,8 @@ from typing import Any
 
 from vfmbench.errors import UserError
 from vfmbench.methods.figures.checkerboard import Draws, coloured_draws, data_panel, noise_panel, paths_panel, runs_of_one_set
-from vfmbench.reporting.drawing import NARROWEST, panels, picture_path, wrapped
-from vfmbench.reporting.point_runs import PointRun, common_directory
+from vfmbench.reporting.drawing import NARROWEST, common_directory, panels, picture_path, wrapped
+from vfmbench.reporting.point_runs import PointRun
 from vfmbench.reporting.training_labels import training_labels, training_options
 from vfmbench.results.stored import StoredRun
 

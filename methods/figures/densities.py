@@ -19,8 +19,8 @@ from vfmbench.methods.figures.checkerboard import (
     outline,
     runs_of_one_set,
 )
-from vfmbench.reporting.drawing import panels, picture_path, wrapped
-from vfmbench.reporting.point_runs import PointRun, common_directory
+from vfmbench.reporting.drawing import common_directory, panels, picture_path, wrapped
+from vfmbench.reporting.point_runs import PointRun
 from vfmbench.reporting.training_labels import training_labels
 
 VALUES = (-1.5, -0.5, 0.5, 1.5)

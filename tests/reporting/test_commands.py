@@ -1,6 +1,8 @@
 """`vfmbench table` and `vfmbench figure` on real runs, and `compare`, which prints the same table."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -77,6 +79,15 @@ def test_figure(capsys, runs, tmp_path, without_models, figures):
     assert len(figure.axes) == 2 * 3
     assert [len(axis.get_lines()) for axis in figure.axes[::3]] == [2 + 1] * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["pinv", "vfm"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["table", "RUNS"], ["status", "RUNS"], ["figure", "calibration", "RUNS/digits/inpaint_box", "--out", "OUT"]]
+)
+def test_stored_results_are_read_without_torch(runs, tmp_path, arguments):
+    words = [word.replace("RUNS", str(runs)).replace("OUT", str(tmp_path / "figure.png")) for word in arguments]
+    code = f"import sys; from vfmbench.cli import main; assert main({words}) == 0; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(

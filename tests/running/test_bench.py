@@ -111,7 +111,7 @@ def test_untrained_networks_cost_what_the_trained_ones_do(config):
 
 def test_untrained_suites_of_points():
     with untrained(suites.get("checkerboard")({})) as suite:
-        assert set(suite.training) <= {*suite.weights._manifest()}
+        assert set(suite.training) <= {*suite.weights.entries()}
 
 
 def test_the_papers_seconds_stand_beside_the_measured_ones(config):

@@ -11,6 +11,7 @@ from typing import Any
 
 from vfmbench.launching.jobs import Job
 from vfmbench.results.paths import RunPaths
+from vfmbench.weights.manifest import MANIFEST
 
 
 def estimate(jobs: Sequence[Job], out: Path) -> tuple[float, int]:
@@ -43,7 +44,7 @@ def _seconds_per_sample(folder: Path) -> float | None:
 @cache
 def _seconds_per_step(folder: Path, stage: str) -> float | None:
     rates = []
-    for path in [*folder.glob(f"{stage}-*/manifest.json"), folder / "manifest.json"]:
+    for path in [*folder.glob(f"{stage}-*/{MANIFEST}"), folder / MANIFEST]:
         training = _read(path).get(stage, {}).get("training", {})
         if "seconds" in training:
             rates.append(training["seconds"] / training["options"]["steps"])

@@ -15,6 +15,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.launching.resources import JobResources
 from vfmbench.registry import load_suite
 from vfmbench.running.sharding import Part
+from vfmbench.weights.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether its weights are stored; they are only written after the last step."""
-        manifest = self.directory / "manifest.json"
+        manifest = self.directory / MANIFEST
         return manifest.exists() and self.stage in json.loads(manifest.read_text())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfmbench.errors import UserError
-from vfmbench.files import file_to_write
+from vfmbench.reporting.drawing import COLOURS, MARKERS, common_directory, panels, picture_path
 from vfmbench.results.ranks import (
     central_coverage,
     central_levels,
@@ -27,16 +26,8 @@ Array = NDArray[np.float64]
 Curves = Mapping[str, Array]
 Style = dict[str, Any]
 
-# Okabe and Ito's colours, which stay apart for all common kinds of colour blindness; markers tell the runs apart in grey.
-_STYLES = (
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#000000", "X"),
-)
+# Markers tell the runs apart in grey.
+_STYLES = (*zip(COLOURS, MARKERS, strict=True), ("black", "X"))
 _NORMAL_95 = 1.96
 _TESTS_IN_A_LINE = 2
 _HISTOGRAM_TOP = 3.0
@@ -63,10 +54,7 @@ def calibration_figure(folders: Sequence[Path], out: Path | None = None) -> Path
         raise UserError(
             f"{runs[0].store.directory} has no ranks stored; `vfmbench metrics DIR --metrics calibration,tarp` computes them."
         )
-    if out is not None and out.suffix != ".png":
-        raise UserError(f"--out: the figure is a PNG file, so its name ends in .png, not {out.name!r}.")
-    common = Path(os.path.commonpath([run.store.directory for run in runs]))
-    path = file_to_write(common / "calibration.png" if out is None else out)
+    path = picture_path(out, common_directory(runs) / "calibration.png")
     _draw(title, dict(zip(labels(runs), runs, strict=True)), spaces, path)
     return path
 
@@ -78,36 +66,31 @@ def _spaces(runs: Sequence[StoredRun]) -> list[str]:
 
 
 def _draw(title: str, runs: Mapping[str, StoredRun], spaces: Sequence[str], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     styles: dict[str, Style] = {
         heading: {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
         for heading, (colour, marker) in zip(runs, _STYLES, strict=False)
     }
-    panels: list[tuple[str, Callable[[Any, Curves, Mapping[str, Style]], None]]] = [
+    kinds: list[tuple[str, Callable[[Any, Curves, Mapping[str, Style]], None]]] = [
         ("calibration_error", _rank_histogram),
         ("calibration_error", _coverage),
         ("tarp", _tarp),
     ]
-    size = (4.2 * len(panels), 3.4 * len(spaces) + 0.9)
-    figure, axes = pyplot.subplots(len(spaces), len(panels), figsize=size, squeeze=False, layout="constrained")
-    for space, row in zip(spaces, axes, strict=True):
-        for (metric, panel), axis in zip(panels, row, strict=True):
-            name = f"{metric}@{space}"
-            panel(axis, {heading: run.curves[name] for heading, run in runs.items() if name in run.curves}, styles)
-            where = "pixels" if space == "pixel" else f"features of {space}"
-            axis.set_title(f"{axis.get_title()}, {where}", fontsize=10)
-            axis.tick_params(labelsize=8)
-            axis.grid(alpha=0.25, linewidth=0.6)
-    handles: list[Any] = [pyplot.Line2D([], [], label=heading, **style) for heading, style in styles.items()]
-    handles.append(pyplot.Rectangle((0, 0), 1, 1, label="95 % band of a calibrated sampler, each point by itself", **_BAND))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    size = (4.2 * len(kinds), 3.4 * len(spaces) + 0.9)
+    with panels(path, len(spaces), len(kinds), size) as (figure, axes):
+        for space, row in zip(spaces, axes, strict=True):
+            for (metric, panel), axis in zip(kinds, row, strict=True):
+                name = f"{metric}@{space}"
+                panel(axis, {heading: run.curves[name] for heading, run in runs.items() if name in run.curves}, styles)
+                where = "pixels" if space == "pixel" else f"features of {space}"
+                axis.set_title(f"{axis.get_title()}, {where}", fontsize=10)
+                axis.tick_params(labelsize=8)
+                axis.grid(alpha=0.25, linewidth=0.6)
+        handles: list[Any] = [pyplot.Line2D([], [], label=heading, **style) for heading, style in styles.items()]
+        handles.append(pyplot.Rectangle((0, 0), 1, 1, label="95 % band of a calibrated sampler, each point by itself", **_BAND))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=9, frameon=False)
+        figure.suptitle(title, fontsize=11)
 
 
 def _rank_histogram(axis: Any, curves: Curves, styles: Mapping[str, Style]) -> None:

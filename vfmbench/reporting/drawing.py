@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vfmbench.errors import UserError
 from vfmbench.files import file_to_write, replace_file
+from vfmbench.results.stored import StoredRun
 
 # Okabe and Ito's colours without yellow, which is too pale for dots on white; black is kept for what is true or exact.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,12 +38,20 @@ def picture_path(out: Path | None, default: Path) -> Path:
     return file_to_write(default if out is None else out)
 
 
+def common_directory(runs: Sequence[StoredRun]) -> Path:
+    """The deepest folder that holds all runs."""
+    return Path(os.path.commonpath([run.store.directory for run in runs]))
+
+
 @contextmanager
-def panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+def panels(
+    path: Path, rows: int, columns: int, size: tuple[float, float], padding: float = _PADDING
+) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes [rows,columns], written to `path` as a PNG at the end.
 
     Args:
         size: width and height in inches.
+        padding: around each panel, in inches.
     """
     import matplotlib
 
@@ -49,7 +59,7 @@ def panels(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
     from matplotlib import pyplot
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=_PADDING, h_pad=_PADDING)
+    layout = ConstrainedLayoutEngine(w_pad=padding, h_pad=padding)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout=layout)
     try:
         yield figure, axes

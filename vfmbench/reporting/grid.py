@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from vfmbench.domains import IMAGES
+from vfmbench.reporting.drawing import panels
 from vfmbench.results.shards import PICTURED, Shards, common_positions
 from vfmbench.running.plan import Plan
 
 MAX_SAMPLES = 5
+_PADDING = 0.01
 
 
 def posterior_grid(plan: Plan, shards: Shards) -> Path:
@@ -71,24 +73,14 @@ def task_grid(plan: Plan, positions: Sequence[int], path: Path) -> Path:
 
 def draw(columns: list[tuple[str, Tensor]], title: str, path: Path) -> Path:
     """A picture with one column per (caption, uint8 images [N,C,H,W])."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    rows = len(columns[0][1])
-    layout = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    size = (1.1 * len(columns), 1.1 * rows + 0.7)
-    figure, axes = pyplot.subplots(rows, len(columns), figsize=size, squeeze=False, layout=layout)
-    for number, (caption, images) in enumerate(columns):
-        axes[0, number].set_title(caption, fontsize=7)
-        for row in range(rows):
-            axis = axes[row, number]
-            pixels = np.moveaxis(images[row].numpy(), 0, -1)
-            axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-            axis.set_axis_off()
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    rows, size = len(columns[0][1]), (1.1 * len(columns), 1.1 * len(columns[0][1]) + 0.7)
+    with panels(path, rows, len(columns), size, _PADDING) as (figure, axes):
+        for number, (caption, images) in enumerate(columns):
+            axes[0, number].set_title(caption, fontsize=7)
+            for row in range(rows):
+                axis = axes[row, number]
+                pixels = np.moveaxis(images[row].numpy(), 0, -1)
+                axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+                axis.set_axis_off()
+        figure.suptitle(title, fontsize=9)
     return path

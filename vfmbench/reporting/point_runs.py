@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -135,8 +133,3 @@ def observations(identity: RunIdentity, suite: Suite, task: Task, dataset: Datas
     truth, measurement = measured(task, dataset, suite.domain, identity, list(positions), torch.device("cpu"))
     posterior = None if suite.prior is None else suite.prior.posterior(measurement)
     return Observations(torch.tensor(list(positions)), truth.flatten(1), measurement, posterior)
-
-
-def common_directory(runs: Sequence[StoredRun]) -> Path:
-    """The deepest folder that holds all runs."""
-    return Path(os.path.commonpath([run.store.directory for run in runs]))

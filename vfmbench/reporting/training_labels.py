@@ -8,7 +8,7 @@ from typing import Any
 
 from vfmbench.errors import MissingError
 from vfmbench.results.stored import StoredRun, labels
-from vfmbench.weights.store import WeightStore
+from vfmbench.weights.manifest import Manifest
 
 _PATH = "weights.path="
 _MOST_OPTIONS = 3
@@ -41,7 +41,7 @@ def training_options(run: StoredRun) -> dict[str, Any]:
     name, sha256 = next(iter(weights.items()))
     for directory in _directories(run):
         try:
-            entry = WeightStore(directory, "").entry(name)
+            entry = Manifest(directory).entry(name)
         except MissingError:
             continue
         if entry["sha256"] == sha256:

@@ -23,6 +23,7 @@ from vfmbench.weights.external_files import (
     locate,
     user_weights_folder,
 )
+from vfmbench.weights.manifest import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,13 @@ def damage(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _with_manifest(parent: Path) -> list[Path]:
-    return sorted(path.parent for path in parent.glob("*/manifest.json"))
+    return sorted(path.parent for path in parent.glob(f"*/{MANIFEST}"))
 
 
 def manifest_entries(folder: Path) -> dict[str, Any]:
     """The entries of a folder's manifest; empty if there is none that can be read."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return {}
     return manifest if isinstance(manifest, dict) else {}

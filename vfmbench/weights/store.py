@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from vfmbench.errors import MissingError
 from vfmbench.files import file_sha256, replace_file
-
-MANIFEST = "manifest.json"
+from vfmbench.weights.manifest import MANIFEST, Manifest
 
 
 @dataclass(frozen=True)
@@ -44,35 +42,8 @@ class Weights:
         return {name.removeprefix(start): tensor for name, tensor in self.tensors.items() if name.startswith(start)}
 
 
-@lru_cache(maxsize=64)
-def _parsed(path: Path, modified: int, size: int, number: int) -> Any:
-    """The content of a JSON file. A sweep of a thousand runs asks for one manifest thousands of times."""
-    return json.loads(path.read_text())
-
-
-class WeightStore:
-    """A directory of weight files. `hint` ends the error for a missing or damaged file: how to get it."""
-
-    def __init__(self, directory: Path, hint: str):
-        self.directory, self.hint = directory, hint
-
-    def entry(self, name: str) -> dict[str, Any]:
-        """The manifest's entry. Raises MissingError if the file is not listed."""
-        manifest = self._manifest()
-        if name not in manifest:
-            raise MissingError(
-                f"The weights {name!r} are not in {self.directory} (it has: {', '.join(manifest) or 'none'}). {self.hint}"
-            )
-        entry = manifest[name]
-        lacking = [key for key in ("file", "sha256", "architecture") if not isinstance(entry, dict) or key not in entry]
-        if lacking:
-            raise MissingError(
-                f"{self.directory / MANIFEST} is damaged: {name!r} has no {' and no '.join(lacking)}. {self.hint}"
-            )
-        return entry
-
-    def sha256(self, name: str) -> str:
-        return self.entry(name)["sha256"]
+class WeightStore(Manifest):
+    """A directory of weight files, with the entries of its manifest."""
 
     def load(self, name: str) -> Weights:
         """Raises MissingError if the file is absent, unreadable or not the one that the manifest names.
@@ -129,21 +100,8 @@ class WeightStore:
         self._enter(name, entry)
 
     def _enter(self, name: str, entry: Mapping[str, Any]) -> None:
-        manifest = self._manifest() if (self.directory / MANIFEST).exists() else {}
+        manifest = self.entries() if (self.directory / MANIFEST).exists() else {}
         replace_file(self.directory / MANIFEST, json.dumps({**manifest, name: entry}, indent=1).encode())
-
-    def _manifest(self) -> dict[str, dict[str, Any]]:
-        path = self.directory / MANIFEST
-        try:
-            found = path.stat()
-            manifest = _parsed(path, found.st_mtime_ns, found.st_size, found.st_ino)
-        except FileNotFoundError:
-            raise MissingError(f"There are no weights in {self.directory}. {self.hint}") from None
-        except (OSError, ValueError) as error:
-            raise MissingError(f"Cannot read {path}: {error}. {self.hint}") from error
-        if not isinstance(manifest, dict):
-            raise MissingError(f"{path} is damaged: it is not a mapping. {self.hint}")
-        return manifest
 
 
 class NoWeights(WeightStore):
