@@ -50,7 +50,7 @@ def temperature_step(log_likelihood: Tensor, remaining: Tensor, least: float) ->
     return torch.where(effective_size(remaining[:, None] * log_likelihood) >= least, remaining, low)
 
 
-def choose(log_weights: Tensor, position: Tensor) -> Tensor:
+def index_at(log_weights: Tensor, position: Tensor) -> Tensor:
     """Where positions in [0, 1) fall when the normalised weights are laid end to end: [A,N], float64 [A,K] -> int64 [A,K].
 
     Of N weights none of zero is chosen, unless all are.
@@ -169,7 +169,7 @@ class Annealing:
         numbers = RowNumbers("annealing", self.key[rows])
         least = min(count, log_likelihood.shape[1]) / 2
         temperature = temperature_step(log_likelihood, torch.ones_like(log_likelihood[:, 0]), least)
-        first = choose(temperature[:, None] * log_likelihood, systematic(count, numbers))
+        first = index_at(temperature[:, None] * log_likelihood, systematic(count, numbers))
         particles = pick(rows, first, log_likelihood)
         size = torch.full_like(temperature, _FIRST_SIZE)
         finished = []
@@ -180,10 +180,10 @@ class Annealing:
             log_weights = step[:, None] * particles.log_likelihood
             last = step == rest
             done, on = last.nonzero().flatten(), (~last).nonzero().flatten()
-            drawn = particles.at(done, choose(log_weights[done], self.position[rows[done]]))
+            drawn = particles.at(done, index_at(log_weights[done], self.position[rows[done]]))
             finished.append((rows[done], drawn, effective_ancestors(log_weights[done], particles.ancestor[done]), size[done]))
             numbers = numbers.of(on)
-            particles = particles.at(on, choose(log_weights[on], systematic(count, numbers)))
+            particles = particles.at(on, index_at(log_weights[on], systematic(count, numbers)))
             temperature, size, rows = (temperature + step)[on], size[on], rows[on]
             if not len(rows):
                 break

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vfmbench.baselines.guidance import Solver, SolverOptions, time_grid
-from vfmbench.baselines.particles import Annealing, Particles, choose, effective_size
+from vfmbench.baselines.particles import Annealing, Particles, effective_size, index_at
 from vfmbench.baselines.pool_likelihood import pool_likelihood
 from vfmbench.domains import IMAGES
 from vfmbench.errors import UserError
@@ -141,7 +141,7 @@ class SourceReweighting(Solver):
             size[rows] = effective_size(log_likelihood)
             # Written so that a measurement without any likelihood counts as served.
             poor = size[rows] < self.options.particles / 4
-            served, drawn = rows[~poor], choose(log_likelihood[~poor], position[rows[~poor]])
+            served, drawn = rows[~poor], index_at(log_likelihood[~poor], position[rows[~poor]])
             samples = pool.particles(served, drawn, log_likelihood[~poor])
             images[served], source[served] = samples.images, samples.source
             if poor.any():

@@ -37,7 +37,7 @@ _OTHER_NETWORKS = {
 
 
 def convert_flow(
-    path: Path, published: Mapping[str, Tensor], trained_dmf_depth: Any, suite: Suite, options: PublishedOptions
+    path: Path, published: Mapping[str, Tensor], trained_dmf_depth: object, suite: Suite, options: PublishedOptions
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """The flow map's state dict in our convention, keyword arguments of `SiT` that it fits, and notes on what was done.
 
@@ -106,7 +106,7 @@ def _without_sigma(parameter: Tensor, channels: int) -> Tensor:
 
 
 def _architecture(
-    path: Path, state: Mapping[str, Tensor], trained_dmf_depth: Any, suite: Suite, options: PublishedOptions
+    path: Path, state: Mapping[str, Tensor], trained_dmf_depth: object, suite: Suite, options: PublishedOptions
 ) -> tuple[dict[str, Any], str]:
     """Keyword arguments of `SiT` by the parameters' shapes, and where dmf_depth was found."""
     width, channels, patch, _ = shape_of(path, state, "x_embedder.proj.weight", 4)

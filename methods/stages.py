@@ -29,6 +29,8 @@ from vfmbench.training.batches import Batch
 from vfmbench.training.image_stage import ImageOptions, ImageStage
 from vfmbench.training.mean_flow import Reduction, one_step
 from vfmbench.training.points import exact_metrics
+from vfmbench.training.stage import TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 # Latents that are decoded at a time where activations are not kept: a decoder to 256x256 pixels holds gigabytes for each.
 _DECODED_ROWS = 4
@@ -70,8 +72,8 @@ class AdapterStage(ImageStage):
             if not issubclass(cls.Options, term.Options):
                 raise TypeError(f"{cls.__name__}.Options must inherit from {term.__name__}.Options")
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._tasks = self._problem_tasks(self.suite, self.options)
         adapter = self._adapter_architecture(self.suite, self.options)
         self._architecture = {"adapter": adapter}
@@ -96,13 +98,15 @@ class AdapterStage(ImageStage):
         return (*(["codec"] if "codec" in suite.training else []), *cls.needs)
 
     @classmethod
-    def check(cls, suite: Suite, options: AdapterOptions) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
+        assert isinstance(options, AdapterOptions)
         cls._problem_tasks(suite, options)
         with torch.device("meta"):
             adapter_network(suite.latent_shape, cls._adapter_architecture(suite, options))
 
     @classmethod
-    def by_rows(cls, options: AdapterOptions) -> bool:
+    def by_rows(cls, options: TrainingOptions) -> bool:
+        assert isinstance(options, AdapterOptions)
         return options.adaptive_scope != "batch"
 
     @staticmethod

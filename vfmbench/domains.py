@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, int, int]
+DomainName = Literal["images", "points"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Domain(ABC):
         picture: how samples are drawn.
     """
 
-    name: str
+    name: DomainName
     unit: str
     entries: str
     scale: float
@@ -130,4 +131,4 @@ POINTS: Domain = _Points(
     "points", "point", "coordinates", 1.0, "points in their own unit", keeps_sources=True, picture="scatter"
 )
 
-DOMAINS = {domain.name: domain for domain in (IMAGES, POINTS)}
+DOMAINS: dict[DomainName, Domain] = {domain.name: domain for domain in (IMAGES, POINTS)}

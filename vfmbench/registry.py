@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Given = TypeVar("Given")
 Sections = Mapping[str, Mapping[str, Any]]
 """A suite's options by section: `data` and `weights`."""
 
@@ -106,7 +107,7 @@ class Registry(Generic[T]):
                 warnings.warn(str(error), stacklevel=2)
         return targets
 
-    def instance(self, name: str, given: object) -> Any:
+    def instance(self, name: str, given: Given) -> Given:
         """What a factory gave. Raises UserError if it is not an instance of the base."""
         base = pkgutil.resolve_name(self.base)
         if not isinstance(given, base):

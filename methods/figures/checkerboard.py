@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from vfmbench.errors import UserError
 from vfmbench.reporting.drawing import CELL_COLOURS, OUTSIDE
 from vfmbench.reporting.point_runs import PointRun
 from vfmbench.results.stored import StoredRun, by_image_set, find_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUITE = "checkerboard"
 CELLS = [(column, row) for column in range(4) for row in range(4) if (column + row) % 2 == 0]
@@ -74,13 +77,13 @@ def coloured_draws(run: PointRun, count: int) -> Draws | None:
     return Draws(z, x, [OUTSIDE if cell < 0 else CELL_COLOURS[cell] for cell in cells])
 
 
-def noise_panel(axis: Any, draws: Draws) -> None:
+def noise_panel(axis: Axes, draws: Draws) -> None:
     """The draws' noise."""
     _panel(axis, _NOISE_LIMIT, ("$z_1$", "$z_2$"))
     _dots(axis, draws.z, draws.colours)
 
 
-def data_panel(axis: Any, draws: Draws | None) -> None:
+def data_panel(axis: Axes, draws: Draws | None) -> None:
     """The draws themselves, and the borders of the filled cells."""
     from matplotlib.patches import Rectangle
 
@@ -91,7 +94,7 @@ def data_panel(axis: Any, draws: Draws | None) -> None:
         axis.add_patch(Rectangle((column - 2, row - 2), 1, 1, fill=False, edgecolor="black", linewidth=0.5))
 
 
-def paths_panel(axis: Any, draws: Draws, count: int) -> None:
+def paths_panel(axis: Axes, draws: Draws, count: int) -> None:
     """The first draws as lines from noise to data in one plane, with a dot at the data's end."""
     from matplotlib.collections import LineCollection
 
@@ -101,7 +104,7 @@ def paths_panel(axis: Any, draws: Draws, count: int) -> None:
     axis.scatter(ends[:, 1, 0], ends[:, 1, 1], s=7, c=draws.colours[:count], linewidths=0, zorder=3)
 
 
-def outline(axis: Any, points: Tensor) -> None:
+def outline(axis: Axes, points: Tensor) -> None:
     """Outlines the regions of highest density that hold the shares REGIONS of the points [n,2], by a kernel density estimate.
 
     Hyndman 1996, "Computing and graphing highest density regions". Points on a line have no density and are drawn themselves.
@@ -109,7 +112,7 @@ def outline(axis: Any, points: Tensor) -> None:
     points = points[points.isfinite().all(1)].double()
     values = points.numpy().T
     if len(points) < 3 or np.linalg.matrix_rank(np.cov(values)) < 2:
-        axis.scatter(*values, s=3, color="black", linewidths=0)
+        axis.scatter(values[0], values[1], s=3, color="black", linewidths=0)
         return
     density = gaussian_kde(values, lambda estimate: _BANDWIDTH * estimate.scotts_factor())
     low, high = axis.get_xlim()
@@ -120,7 +123,7 @@ def outline(axis: Any, points: Tensor) -> None:
     axis.contour(steps, steps, heights, levels=levels, colors="black", linewidths=[0.8, 1.3])
 
 
-def _panel(axis: Any, limit: float, labels: tuple[str, str]) -> None:
+def _panel(axis: Axes, limit: float, labels: tuple[str, str]) -> None:
     axis.set_xlim(-limit, limit)
     axis.set_ylim(-limit, limit)
     axis.set_aspect("equal")
@@ -131,5 +134,5 @@ def _panel(axis: Any, limit: float, labels: tuple[str, str]) -> None:
     axis.set_ylabel(labels[1], fontsize=8, labelpad=0)
 
 
-def _dots(axis: Any, points: Tensor, colours: Sequence[str]) -> None:
+def _dots(axis: Axes, points: Tensor, colours: Sequence[str]) -> None:
     axis.scatter(points[:, 0].double(), points[:, 1].double(), s=3, c=colours, linewidths=0)

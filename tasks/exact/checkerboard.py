@@ -10,7 +10,7 @@ from torch import Tensor
 from vfmbench.errors import UserError
 from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.tasks.exact.linear import LinearMeasurement, flat_points
-from vfmbench.tasks.exact.sampling import choose, fine_uniform, log_interval_probability, truncated_normal_quantile
+from vfmbench.tasks.exact.sampling import categorical, fine_uniform, log_interval_probability, truncated_normal_quantile
 
 _SIDE = 4
 _MODES = 8
@@ -83,7 +83,7 @@ class CheckerboardPosterior:
         """Independent draws, float32 [B,count,2,1,1]; `noise` has B * count rows, those of one measurement adjacent."""
         which, first = (fine_uniform(noise, (), draw).reshape(-1, count) for draw in (_WHICH, _FIRST))
         second = noise.uniform((), _SECOND).double().reshape(-1, count)
-        corner = _corner(choose(self._mode_weights, which))
+        corner = _corner(categorical(self._mode_weights, which))
         standardised = truncated_normal_quantile(*self._standardised(corner[..., 0]), first)
         point = torch.stack([self._y + self._noise_std * standardised, corner[..., 1] + second], -1)
         return _within_cell(point, corner)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vfmbench.measurement import Measurement, NoiseSource
 from vfmbench.tasks.exact.linear import LinearMeasurement, flat_points
-from vfmbench.tasks.exact.sampling import choose, fine_uniform
+from vfmbench.tasks.exact.sampling import categorical, fine_uniform
 
 # Draws of the samplers; the first takes two.
 _WHICH, _NORMAL = 0, 2
@@ -41,7 +41,7 @@ class GaussianComponents:
         """Independent draws, one for each of the noise's rows: float32 [rows,d,1,1]."""
         normal = noise.normal((self.dimension,), _NORMAL).double()
         own = self.to(normal.device)
-        component = choose(own.log_weights.exp()[None], fine_uniform(noise, (), _WHICH)[None])[0]
+        component = categorical(own.log_weights.exp()[None], fine_uniform(noise, (), _WHICH)[None])[0]
         return own.from_white(own.white_means[component] + normal)
 
     def log_density(self, points: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class ComponentsPosterior:
 
     def sample(self, count: int, noise: NoiseSource) -> Tensor:
         """Independent draws, float32 [B,count,d,1,1]; `noise` has B * count rows, those of one measurement adjacent."""
-        component = choose(self._weights, fine_uniform(noise, (), _WHICH).reshape(-1, count))
+        component = categorical(self._weights, fine_uniform(noise, (), _WHICH).reshape(-1, count))
         normal = noise.normal((self._prior.dimension,), _NORMAL).double().reshape(len(self), count, -1)
         means = self._means.gather(1, component[..., None].expand_as(normal))
         return self._prior.from_white((means + self._std[:, None] * normal) @ self._rotation)

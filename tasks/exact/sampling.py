@@ -21,7 +21,7 @@ def fine_uniform(noise: NoiseSource, shape: Sequence[int], draw: int) -> Tensor:
     return noise.uniform(shape, draw).double() + fraction * 2.0**-24
 
 
-def choose(weights: Tensor, uniform: Tensor) -> Tensor:
+def categorical(weights: Tensor, uniform: Tensor) -> Tensor:
     """Indices drawn with the given probabilities.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vfmbench.baselines.particles import choose, effective_ancestors, effective_size, temperature_step
+from vfmbench.baselines.particles import effective_ancestors, effective_size, index_at, temperature_step
 from vfmbench.baselines.pool_likelihood import MatrixLikelihood, OperatorLikelihood
 from vfmbench.baselines.source_reweighting import SourceReweighting
 from vfmbench.domains import IMAGES, POINTS
@@ -241,7 +241,7 @@ def test_temperature_step_leaves_the_effective_size():
 def test_choice_is_by_weight_and_never_of_weight_zero():
     log_weights = torch.tensor([[-math.inf, 0.0, -math.inf, math.log(3), -math.inf]], dtype=torch.float64)
     position = torch.tensor([[0.0, 0.2499, 0.2501, 1 - 2.0**-24]], dtype=torch.float64)
-    assert choose(log_weights - 1e4, position).tolist() == [[1, 1, 3, 3]]
+    assert index_at(log_weights - 1e4, position).tolist() == [[1, 1, 3, 3]]
 
 
 # What a sample depends on.

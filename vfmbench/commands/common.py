@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from rich.table import Table
+
 from vfmbench.config import RUN_SECTIONS, RunConfig
 from vfmbench.errors import MissingError, UserError
 from vfmbench.options import parse_overrides, validate
@@ -40,7 +42,7 @@ def checked_cell(config: RunConfig) -> Plan | MissingError:
         raise UserError(f"{config.method} on {config.task}: {error}", error.key) from error
 
 
-def print_metrics(table: Any, rows: Sequence[MetricRow]) -> None:
+def print_metrics(table: Table, rows: Sequence[MetricRow]) -> None:
     """The table, and below it why metrics are missing: whole, and without line breaks in commands to copy."""
     console.OUT.print(table)
     for line in tables.missing_reasons(rows):

@@ -6,13 +6,15 @@ import getpass
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from vfmbench.errors import MissingError, UserError
 from vfmbench.launching.resources import Resources
+
+Call = TypeVar("Call")
 
 # Slurm's own default of MaxArraySize is 1001.
 _LARGEST_ARRAY = 1000
@@ -49,7 +51,9 @@ def check_available() -> None:
         raise MissingError(f"{error} Use --executor local, or try again later.") from None
 
 
-def submit(calls: Sequence[Any], function: Any, resources: Resources, name: str, folder: Path) -> list[tuple[str, Path]]:
+def submit(
+    calls: Sequence[Call], function: Callable[[Call], object], resources: Resources, name: str, folder: Path
+) -> list[tuple[str, Path]]:
     """Submits one array job (several if there are very many) of function(call); returns each one's Slurm id and log.
 
     Raises UserError with Slurm's own words if it refuses.

@@ -61,7 +61,7 @@ class SweepFile:
     definition: SweepDefinition
     replaced: frozenset[str] = frozenset()
 
-    def changed(self, **values: Any) -> SweepFile:
+    def changed(self, **values: object) -> SweepFile:
         """The same sweep with other values of the definition's fields; None leaves one as it is."""
         given = {key: value for key, value in values.items() if value is not None}
         definition = self.definition.model_copy(update=given)

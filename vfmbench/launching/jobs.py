@@ -107,6 +107,6 @@ class Job:
         return any(run.open for run in self.runs) and not self.part_done
 
 
-def digest(what: Any, digits: int = 12) -> str:
+def digest(what: object, digits: int = 12) -> str:
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -50,7 +50,7 @@ class JobState:
             "runs": [{} for _ in job.runs],
         }
 
-    def update(self, state: str, **facts: Any) -> None:
+    def update(self, state: str, **facts: object) -> None:
         """Args: state: training, running, done, failed or interrupted."""
         self._content.update(state=state, seconds=time.time() - self._begun, **facts)
         try:
@@ -60,7 +60,7 @@ class JobState:
             # A full disk must not hide what the job has to say, which then stands in its log.
             print(f"cannot write {self._path}: {error}", file=sys.stderr)
 
-    def run(self, position: int, **facts: Any) -> None:
+    def run(self, position: int, **facts: object) -> None:
         """Facts about the run at this position of the job."""
         self._content["runs"][position].update(facts)
         self.update("running")

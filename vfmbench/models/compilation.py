@@ -51,7 +51,7 @@ class PreparedNetwork(nn.Module):
                 torch.compile(self.network, dynamic=False, mode=mode) for mode in ("reduce-overhead", "default")
             )
 
-    def forward(self, x: Tensor, *arguments: Tensor) -> Any:
+    def forward(self, x: Tensor, *arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
         with_gradient = torch.is_grad_enabled() and x.requires_grad
         scale = _GradientScale() if with_gradient and self._dtype == torch.float16 else None
         if scale is not None:

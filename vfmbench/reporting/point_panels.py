@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from vfmbench.reporting.drawing import COLOURS, PALE, wrapped
 from vfmbench.reporting.point_runs import Observations
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 _EXACT_DRAWS = 1000
 _MOST_SAMPLES = 500
@@ -39,7 +44,7 @@ class PointPanels:
         self._low, self._high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
         self._plane = data.shape[1] > 1
 
-    def prepare(self, axes: Any) -> None:
+    def prepare(self, axes: NDArray[Any]) -> None:
         """Limits and labels of the panels [rows,columns]; to be called before anything is drawn."""
         for axis in axes.flat:
             axis.set_xlim(float(self._low[0]), float(self._high[0]))
@@ -60,7 +65,7 @@ class PointPanels:
         position = f"observation {int(self._shown.index[row])}"
         return f"{position}: y = {float(self._y[row]):.2f}" if self._y.shape[1] == 1 else position
 
-    def draw(self, axis: Any, row: int, samples: Tensor | None = None) -> None:
+    def draw(self, axis: Axes, row: int, samples: Tensor | None = None) -> None:
         """Args: samples: [S,d]."""
         if self._exact is not None:
             self.cloud(axis, self._exact[row], PALE)
@@ -76,16 +81,16 @@ class PointPanels:
             axis.plot(*_on_plane(self._estimate()[row]), **_OBSERVED_MARKER)
         axis.plot(*_on_plane(self._shown.truth[row]), clip_on=False, **_TRUTH_MARKER)
 
-    def cloud(self, axis: Any, points: Tensor, colour: str, *, outlined: bool = False) -> None:
+    def cloud(self, axis: Axes, points: Tensor, colour: str, *, outlined: bool = False) -> None:
         """Points [n,d]; those that are not finite are left out."""
         points = points[points.isfinite().all(1)].double()
         if self._plane:
             axis.scatter(points[:, 0], points[:, 1], s=5, color=colour, alpha=0.6, linewidths=0)
         elif len(points):
-            shape = "step" if outlined else "stepfilled"
+            shape: Literal["step", "stepfilled"] = "step" if outlined else "stepfilled"
             axis.hist(points[:, 0].numpy(), bins=_BINS, range=axis.get_xlim(), density=True, histtype=shape, color=colour)
 
-    def finish(self, figure: Any, title: str, *, sampled: bool) -> None:
+    def finish(self, figure: Figure, title: str, *, sampled: bool) -> None:
         """Title and legend. Args: sampled: whether there are samples in the panels."""
         from matplotlib import pyplot
 

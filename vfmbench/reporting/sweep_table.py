@@ -119,6 +119,6 @@ def short_name(column: str) -> str:
     return column.rpartition(".")[2]
 
 
-def number_text(value: Any) -> str:
+def number_text(value: object) -> str:
     """`1.0` -> `1`; what is not a float as it is."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vfmbench.domains import DOMAINS, DomainName
 from vfmbench.errors import UserError
 
 SCHEMA_VERSION = 2
@@ -27,8 +28,6 @@ METRICS_VERSION = 3
 
 COST = "cost"
 """What stands for the name of a metric where a row is of what sampling cost."""
-
-DomainName = Literal["images", "points"]
 
 
 class Section(StrEnum):
@@ -107,7 +106,7 @@ class MetricSpec(_Stored):
     section: Section = Section.OTHER
     direction: Direction | None = None
     position: int = 1000
-    domains: tuple[DomainName, ...] = ("images", "points")
+    domains: tuple[DomainName, ...] = tuple(DOMAINS)
     needs_run: bool = False
     compared: bool = True
     occasional: bool = False

@@ -13,6 +13,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.models.patch_autoencoder import PatchDecoder, PatchEncoder, fit_linear, patch_autoencoder, standardise
 from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 
 class CodecStage(Stage):
@@ -28,8 +29,8 @@ class CodecStage(Stage):
 
     options: Options
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._architecture = self._resolve(self.suite, self.options)
         encoder, decoder = patch_autoencoder(self._architecture)
         fit_linear(encoder, decoder, self._even_images())
@@ -41,7 +42,7 @@ class CodecStage(Stage):
         return self._loader.load(positions)[0].cpu()
 
     @staticmethod
-    def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
+    def _resolve(suite: Suite, options: TrainingOptions) -> dict[str, Any]:
         shapes = {
             "image_channels": suite.image_shape[0],
             "latent_channels": suite.latent_shape[0],
@@ -51,7 +52,7 @@ class CodecStage(Stage):
         return {**shapes, **ends, **options.architecture}
 
     @classmethod
-    def check(cls, suite: Suite, options: Options) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
         with torch.device("meta"):
             patch_autoencoder(cls._resolve(suite, options))
 

@@ -14,6 +14,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.models.classifier import SmallClassifier
 from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 
 class FeatureStage(Stage):
@@ -27,17 +28,17 @@ class FeatureStage(Stage):
 
     options: Options
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._architecture = self._resolve(self.suite, self.options)
         self.networks = {"classifier": SmallClassifier(**self._architecture).to(self.device)}
 
     @staticmethod
-    def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
+    def _resolve(suite: Suite, options: TrainingOptions) -> dict[str, Any]:
         return {"in_channels": suite.image_shape[0], "num_classes": suite.num_classes, **options.architecture}
 
     @classmethod
-    def check(cls, suite: Suite, options: Options) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
         SmallClassifier(**cls._resolve(suite, options))
 
     def loss(self, batch: Batch, ema: Mapping[str, nn.Module]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -28,6 +28,8 @@ from vfmbench.training.mean_flow import (
     flow_matching_loss,
     mean_flow_loss,
 )
+from vfmbench.training.stage import TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 
 def sit_architecture(suite: Suite, architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,8 +66,8 @@ class FlowStage(LatentStage):
 
     options: Options
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._architecture = sit_architecture(self.suite, self.options.architecture)
         network = flow_network(self.suite.latent_shape, self._architecture)
         if "flow_matching" in self.needed(self.suite):
@@ -73,7 +75,7 @@ class FlowStage(LatentStage):
         self.networks = {"flow": network.to(self.device)}
 
     @classmethod
-    def check(cls, suite: Suite, options: Options) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
         with torch.device("meta"):
             flow_network(suite.latent_shape, sit_architecture(suite, options.architecture))
 

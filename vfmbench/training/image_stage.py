@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -16,6 +15,7 @@ from vfmbench.training.batches import split_in_pieces
 from vfmbench.training.latents import LatentCache
 from vfmbench.training.processes import Processes
 from vfmbench.training.stage import Stage, TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 
 class ImageOptions(TrainingOptions):
@@ -34,8 +34,8 @@ class ImageStage(Stage):
 
     options: ImageOptions
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._codec = self.suite.backbone(self.device).codec
         self._cache: LatentCache | None = None
 

@@ -20,6 +20,7 @@ from vfmbench.interfaces import Suite
 from vfmbench.models.photonet import PhotoNet
 from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.stage import Stage, TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 DEGRADATIONS = ("blur", "noise", "pixelation", "box")
 LARGEST_BLUR = 3.0
@@ -75,8 +76,8 @@ class PhotographStage(Stage):
 
     options: Options
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._photographs = cast(_Photographs, self.suite.dataset("train"))
         self._architecture = self._resolve(self.suite, self.options)
         photonet = PhotoNet(**self._architecture)
@@ -85,11 +86,11 @@ class PhotographStage(Stage):
         self.networks = {"photonet": photonet.to(self.device), "heads": heads.to(self.device)}
 
     @staticmethod
-    def _resolve(suite: Suite, options: Options) -> dict[str, Any]:
+    def _resolve(suite: Suite, options: TrainingOptions) -> dict[str, Any]:
         return {"in_channels": suite.image_shape[0], **options.architecture}
 
     @classmethod
-    def check(cls, suite: Suite, options: Options) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
         if not isinstance(suite.dataset("train"), _Photographs):
             raise UserError(f"features.objective: patches of the suite {suite.name} do not say which photograph they are from.")
         PhotoNet(**cls._resolve(suite, options))

@@ -24,6 +24,7 @@ from vfmbench.randomness import PhiloxNoise, sample_rows, split_seed
 from vfmbench.training.batches import Batch, whole_split
 from vfmbench.training.mean_flow import CoupledFlowOptions, adaptive_scale, draw_coupled_times, mean_flow_loss, one_step
 from vfmbench.training.stage import Stage, TrainingOptions
+from vfmbench.weights.store import WeightStore
 
 _VALIDATION_POINTS, _VALIDATION_SAMPLES = 500, 100
 _OF_PRIOR: dict[str, Metric] = {"sacc_prior": sacc_prior, "mmd_prior": mmd_prior}
@@ -82,8 +83,8 @@ class PointFlowMatchingStage(Stage):
     Options = TrainingOptions
     _distinct_share = 0.0
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._architecture = self.options.architecture
         self.networks = {"flow": flow_network(self.suite.latent_shape, self._architecture).to(self.device)}
         for name in self.needs:
@@ -134,6 +135,6 @@ class PointMeanFlowStage(PointFlowMatchingStage):
     needs = ("flow_matching",)
     options: Options
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
+    def __init__(self, suite: Suite, options: TrainingOptions, weights: WeightStore, device: torch.device):
+        super().__init__(suite, options, weights, device)
         self._distinct_share = self.options.distinct_share

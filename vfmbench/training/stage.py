@@ -67,7 +67,7 @@ class Stage:
         self._loader = Loader(suite.dataset("train"), suite.domain, device, options.loader_threads)
 
     @classmethod
-    def check(cls, suite: Suite, options: Any) -> None:
+    def check(cls, suite: Suite, options: TrainingOptions) -> None:
         """Cheap checks before any stage is trained. Raises UserError, or TypeError or ValueError for a wrong architecture."""
 
     @classmethod
@@ -76,7 +76,7 @@ class Stage:
         return cls.needs
 
     @classmethod
-    def by_rows(cls, options: Any) -> bool:
+    def by_rows(cls, options: TrainingOptions) -> bool:
         """Whether the loss is a mean over rows of which each stands for itself; only then may a step be accumulated."""
         return True
 

@@ -9,7 +9,7 @@ import torch
 
 from vfmbench.randomness import PhiloxNoise
 from vfmbench.tasks.exact.sampling import (
-    choose,
+    categorical,
     fine_uniform,
     log_interval_probability,
     normal_quantile_of_log,
@@ -78,9 +78,9 @@ def test_fine_uniforms_fill_the_open_interval_beyond_24_bits():
 def test_choices_have_their_probabilities_and_skip_zeros():
     weights = torch.tensor([[0.0, 1, 0, 3, 0], [1e-12, 0, 0, 0, 1]], dtype=torch.float64)
     uniform = fine_uniform(PhiloxNoise(0, "test", torch.arange(2 * 4000)), (), 0).reshape(2, 4000)
-    index = choose(weights, uniform)
+    index = categorical(weights, uniform)
     assert index[0].unique().tolist() == [1, 3]
     assert float((index[0] == 3).double().mean()) == pytest.approx(0.75, abs=0.03)
     assert (index[1] == 4).all()
     ends = torch.tensor([[2.0**-49, 1 - 2.0**-49]], dtype=torch.float64)
-    assert choose(weights, ends.expand(2, 2)).tolist() == [[1, 3], [0, 4]]
+    assert categorical(weights, ends.expand(2, 2)).tolist() == [[1, 3], [0, 4]]
