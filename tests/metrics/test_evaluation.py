@@ -18,9 +18,10 @@ def test_blocks_cover_every_image_once(make_set, monkeypatch):
     evaluation = make_set(7, 2)
     monkeypatch.setattr(module, "_BLOCK_VALUES", 3 * evaluation.samples[0].numel())
     sizes = []
-    result = evaluation.over_blocks(lambda block: (sizes.append(len(block)), block.truth.double().mean((1, 2, 3)))[1])
+    asked = evaluation.per_image(lambda truth, samples: (sizes.append(len(samples)), truth.double().mean((1, 2, 3)))[1])
+    assert sizes == []
+    assert torch.equal(asked.result(), evaluation.truth.double().mean((1, 2, 3)))
     assert sizes == [3, 3, 1]
-    assert torch.equal(result, evaluation.truth.double().mean((1, 2, 3)))
 
 
 def test_features_are_computed_once_in_batches(make_set, pixel_space, monkeypatch):

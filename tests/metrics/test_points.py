@@ -127,14 +127,9 @@ def test_image_metrics_refuse_points(make_points, pixel_space):
     for attribute in ("truth_unit", "samples_unit", "mean_unit"):
         with pytest.raises(UserError, match="needs images"):
             getattr(evaluation, attribute)
-    for compute in (evaluation.features, evaluation.predictions):
+    for compute in (evaluation.features, evaluation.ask_predictions):
         with pytest.raises(UserError, match="needs images"):
             compute("pixels")
-
-
-def test_blocks_keep_the_domain(make_points):
-    blocks = make_points(5, 3).over_blocks(lambda block: block.truth.flatten(1))
-    torch.testing.assert_close(blocks, make_points(5, 3).truth.flatten(1))
 
 
 @pytest.mark.parametrize(

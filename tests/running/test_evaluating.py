@@ -50,9 +50,9 @@ def evaluated(directory, shards, broken=()):
 def test_shards_come_in_any_order_and_diverged_images_are_left_out(tmp_path):
     evaluation, kept = evaluated(tmp_path, [shard(6, 7), shard(0, 1, 2), shard(3)], broken=(1, 3))
     assert kept == [0, 2, 6, 7]
-    assert evaluation.samples[:, :, 0, 0, 0].tolist() == [[0, 1], [20, 21], [60, 61], [70, 71]]
+    assert evaluation.samples[:][:, :, 0, 0, 0].tolist() == [[0, 1], [20, 21], [60, 61], [70, 71]]
     assert evaluation.samples.dtype == torch.uint8
-    assert evaluation.truth[:, 0, 0, 0].tolist() == evaluation.label.tolist() == kept
+    assert evaluation.truth[torch.arange(4)][:, 0, 0, 0].tolist() == evaluation.label.tolist() == kept
     torch.testing.assert_close(evaluation.residual[2], torch.tensor([0.6, 0.61]))
     torch.testing.assert_close(evaluation.log_likelihood, -evaluation.residual)
     assert evaluation.planned == 9

@@ -7,8 +7,9 @@ so that the number of quantities does not depend on the space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from vfmbench.interfaces import FeatureSpace
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
 from vfmbench.metrics.ranks import rank_shares
-from vfmbench.metrics.values import MetricValue, attempt, in_each_space, mean_value
+from vfmbench.metrics.reading import Reordered, Rows
+from vfmbench.metrics.values import Later, MetricValue, attempt, in_each_space, mean_value, together
 from vfmbench.results.ranks import (
     calibration_error,
     central_coverage,
@@ -48,23 +50,24 @@ _INTERVAL = "interval: +- 1.96 bootstrap standard deviations over images"
     MetricSpec(name="interval_coverage", section=Section.CALIBRATION, direction=towards(), position=20),
     MetricSpec(name="calibration_error", section=Section.CALIBRATION, direction=LOWER, position=30),
 )
-def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
+def calibration(evaluation: EvaluationSet) -> Later:
     """`interval_coverage`, `calibration_error` of pixels (or the coordinates of points) and of feature projections.
 
     The coverage is that of the central interval whose exact level is nearest to 90 % (`quoted_level`), the error the mean
     |coverage - level| over all levels that S samples give; its curve is each image's shares of ranks.
     """
     _check_samples(evaluation, "ranks among an image's samples need")
-    truth, samples = evaluation.truth.flatten(1), evaluation.samples.flatten(2)
     domain = evaluation.domain
 
-    def of_values() -> list[MetricValue]:
-        what = f"{truth.shape[1]} {domain.entries}"
+    def of_values() -> Later:
+        what = f"{evaluation.truth.shape[1:].numel()} {domain.entries}"
         if domain is not IMAGES:
-            return _rank_values(domain.unit, _in_blocks(rank_shares, truth, samples), what)
-        levels, nearest = data_levels(truth)
-        shares = _in_blocks(lambda x, y: rank_shares(x, y if levels == 256 else nearest[y.long()]), truth, samples)
-        return _rank_values(domain.unit, shares, f"{what}, samples rounded to the {levels} grey levels of the true images")
+            shares = _of_values(evaluation, rank_shares)
+        else:
+            levels, nearest = data_levels(evaluation.truth)
+            shares = _of_values(evaluation, lambda x, y: rank_shares(x, y if levels == 256 else nearest[y.long()]))
+            what += f", samples rounded to the {levels} grey levels of the true images"
+        return lambda: _rank_values(domain.unit, shares(), what)
 
     def in_space(name: str) -> list[MetricValue]:
         of_truth, of_samples = evaluation.features(name)
@@ -74,11 +77,11 @@ def calibration(evaluation: EvaluationSet) -> list[MetricValue]:
         return _rank_values(name, shares, what, evaluation.space(name))
 
     values = attempt([f"{name}@{domain.unit}" for name in _RANK_NAMES], of_values)
-    return values + in_each_space(evaluation, _RANK_NAMES, in_space)
+    return together(values, in_each_space(evaluation, _RANK_NAMES, in_space))
 
 
 @metric(MetricSpec(name="tarp", section=Section.CALIBRATION, direction=LOWER, position=50))
-def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
+def tarp(evaluation: EvaluationSet) -> Later:
     """`tarp`: largest deviation of the expected coverage of balls around random points from its nominal value.
 
     Lemos et al. 2023, "Sampling-based accuracy testing of posterior estimators for general inference", algorithm 2: f is the
@@ -91,25 +94,26 @@ def tarp(evaluation: EvaluationSet) -> list[MetricValue]:
         raise UserError(f"TARP takes its reference points from other images and needs at least 3, not {len(evaluation)}")
     references = random_cycle(len(evaluation)).to(evaluation.truth.device)
 
-    def value(where: str, truth: Tensor, samples: Tensor, space: FeatureSpace | None = None) -> MetricValue:
-        shares = _in_blocks(_distance_ranks, truth, samples, truth[references])
+    def value(where: str, shares: Array, space: FeatureSpace | None = None) -> MetricValue:
         p_value, expected = kolmogorov_test(shares)
         settings = (
             f"max |expected coverage - level|, {expected:.3f} expected when calibrated; {p_text(p_value)} (Kolmogorov-Smirnov, "
-            f"discrete ranks); K={samples.shape[1]} samples, L2 distance to one reference an image, the true image of another, "
-            f"next on a random cycle (seed {_SEED}); {_INTERVAL}, clipped at 0"
+            f"discrete ranks); K={evaluation.num_samples} samples, L2 distance to one reference an image, the true image of "
+            f"another, next on a random cycle (seed {_SEED}); {_INTERVAL}, clipped at 0"
         )
         return _set_value(f"tarp@{where}", largest_deviation, shares, settings, space)
 
     def in_space(name: str) -> list[MetricValue]:
-        return [value(name, *evaluation.features(name), evaluation.space(name))]
+        truth, samples = evaluation.features(name)
+        return [value(name, _in_blocks(_distance_ranks, truth, samples, truth[references]), evaluation.space(name))]
 
-    of_values = value(evaluation.domain.unit, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
-    return [of_values, *in_each_space(evaluation, ["tarp"], in_space)]
+    shares = _of_values(evaluation, _distance_ranks, [Reordered(evaluation.truth, references)])
+    of_values = partial(value, evaluation.domain.unit)
+    return together(lambda: [of_values(shares())], in_each_space(evaluation, ["tarp"], in_space))
 
 
 @metric(MetricSpec(name="spread_skill", section=Section.CALIBRATION, direction=towards(1.0), position=40))
-def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
+def spread_skill(evaluation: EvaluationSet) -> Later:
     """`spread_skill@pixel` or `@point`: sqrt((S+1)/S variance of the samples / squared error of their mean); 1 when calibrated.
 
     Both are means over entries and images.
@@ -132,12 +136,17 @@ def spread_skill(evaluation: EvaluationSet) -> list[MetricValue]:
     def ratio(means: Array) -> Array:
         return np.sqrt((count + 1) / count * means[..., 0] / means[..., 1])
 
-    per_image = _in_blocks(moments, evaluation.truth.flatten(1), evaluation.samples.flatten(2))
-    if per_image[:, 1].sum() == 0:
-        raise UserError("the mean of the samples is the truth in every entry, so there is no error to compare with")
-    of_what = f"K={count} samples, {domain.entries}"
-    settings = f"sqrt of (K+1)/K mean variance over mean squared error of the mean, {of_what}; {_INTERVAL}"
-    return [_set_value(f"spread_skill@{domain.unit}", ratio, per_image, settings, with_curves=False)]
+    asked = _of_values(evaluation, moments)
+
+    def values() -> list[MetricValue]:
+        per_image = asked()
+        if per_image[:, 1].sum() == 0:
+            raise UserError("the mean of the samples is the truth in every entry, so there is no error to compare with")
+        of_what = f"K={count} samples, {domain.entries}"
+        settings = f"sqrt of (K+1)/K mean variance over mean squared error of the mean, {of_what}; {_INTERVAL}"
+        return [_set_value(f"spread_skill@{domain.unit}", ratio, per_image, settings, with_curves=False)]
+
+    return values
 
 
 def quoted_level(count: int) -> float:
@@ -146,14 +155,20 @@ def quoted_level(count: int) -> float:
     return float(levels[np.abs(levels - _QUOTED_LEVEL).argmin()])
 
 
-def data_levels(truth: Tensor) -> tuple[int, Tensor]:
+def data_levels(truth: Rows) -> tuple[int, Tensor]:
     """Number of grey levels that occur in the true images, and for each of the 256 the nearest of them, uint8 [256].
 
     Data of few levels (binary or coarsely scanned images) would otherwise rank below every sample that misses one by 1/255.
     Photographs have all 256 levels, which changes nothing.
     """
-    # Counted, not sorted: Tensor.unique takes many times the images' memory.
-    levels = truth.flatten().bincount(minlength=256).nonzero()[:, 0]
+    size = max(1, _BLOCK_VALUES // truth.shape[1:].numel())
+    found = torch.zeros(256, dtype=torch.bool, device=truth.device)
+    for start in range(0, len(truth), size):
+        # Counted, not sorted: Tensor.unique takes many times the images' memory.
+        found |= truth[start : start + size].flatten().bincount(minlength=256) > 0
+        if found.all():
+            break
+    levels = found.nonzero()[:, 0]
     every = torch.arange(256, device=truth.device)
     return len(levels), levels[(every[:, None] - levels).abs().argmin(1)].to(torch.uint8)
 
@@ -184,6 +199,16 @@ def _distance_ranks(truth: Tensor, samples: Tensor, reference: Tensor) -> Tensor
 def _check_samples(evaluation: EvaluationSet, what: str) -> None:
     if evaluation.num_samples < 2:
         raise UserError(f"{what} at least 2 samples of an image")
+
+
+def _of_values(evaluation: EvaluationSet, function: Callable[..., Tensor], others: Sequence[Rows] = ()) -> Callable[[], Array]:
+    """Asks for a function of stored numbers, [b,P], [b,S,P] and of others [b,P] -> [b,k], of all images: [N,k]."""
+
+    def flat(truth: Tensor, samples: Tensor, *others: Tensor) -> Tensor:
+        return function(truth.flatten(1), samples.flatten(2), *(other.flatten(1) for other in others))
+
+    answer = evaluation.per_image(flat, evaluation.block_size(_BLOCK_VALUES), others)
+    return lambda: answer.result().cpu().numpy()
 
 
 def _in_blocks(function: Callable[..., Tensor], truth: Tensor, samples: Tensor, *others: Tensor) -> Array:

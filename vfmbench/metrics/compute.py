@@ -6,13 +6,14 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from vfmbench.domains import Domain
 from vfmbench.errors import UserError
 from vfmbench.interfaces import FeatureSpace, PerceptualDistance
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import Metric
-from vfmbench.metrics.values import MetricValue, missing
+from vfmbench.metrics.values import Later, MetricValue, later, missing
 from vfmbench.registry import metrics as registry
 from vfmbench.results.schema import MetricResult, MetricRow
 
@@ -64,19 +65,34 @@ def compute_metrics(evaluation: EvaluationSet, metrics: Mapping[str, Metric]) ->
     feature space, and end with the count where images are left out. A metric's error other than UserError is logged with its
     traceback.
     """
+    begun = {name: _begun(name, metric, evaluation) for name, metric in metrics.items()}
+    # Outside of any metric: images that cannot be read are no metric's failure.
+    evaluation.read()
     return [
-        _declared(name, metric, _checked(value, evaluation))
-        for name, metric in metrics.items()
-        for value in _outcome(name, metric, evaluation)
+        _declared(name, metrics[name], _checked(value, evaluation))
+        for name, values in begun.items()
+        for value in _outcome(name, values)
     ]
 
 
-def _outcome(name: str, metric: Metric, evaluation: EvaluationSet) -> list[MetricValue]:
+def _begun(name: str, metric: Metric, evaluation: EvaluationSet) -> Later:
+    """The metric with all asked that it needs of each image. Where it fails, it does so when its values are taken."""
+
+    def failing(error: Exception) -> list[MetricValue]:
+        raise error
+
     if not metric.is_for(evaluation.domain):
         needed = " or ".join(dict.fromkeys(domain for spec in metric.specs for domain in spec.domains))
-        return [missing(name, f"{name} needs {needed}, and the data are {evaluation.domain}")]
+        return later([missing(name, f"{name} needs {needed}, and the data are {evaluation.domain}")])
     try:
-        return list(metric(evaluation)) or [missing(name, "there is no feature space to compute it in")]
+        return metric.begin(evaluation)
+    except Exception as error:
+        return partial(failing, error)
+
+
+def _outcome(name: str, values: Later) -> list[MetricValue]:
+    try:
+        return list(values()) or [missing(name, "there is no feature space to compute it in")]
     except UserError as error:
         return [missing(name, str(error))]
     except Exception as error:  # a plugin's bug must not cost the run its other numbers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.functional import normalize
 from vfmbench.domains import IMAGES, POINTS, Domain
 from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import ExactPosterior, FeatureSpace, PerceptualDistance
+from vfmbench.metrics.reading import Answer, Reading, Rows
 from vfmbench.randomness import PhiloxNoise, sample_rows
 
 _FEATURE_BATCH = 1024
@@ -27,8 +29,9 @@ class EvaluationSet:
 
     Attributes:
         domain: whether the data are images or points.
-        truth: uint8 images [N,C,H,W], or float32 points [N,d,1,1].
-        samples: [N,S,C,H,W], of the same type.
+        truth: uint8 images [N,C,H,W], or float32 points [N,d,1,1]; a tensor, or rows that are read when they are asked for.
+        samples: [N,S,C,H,W], of the same type. `truth[:]` and `samples[:]` have all in memory: a metric that needs no more
+            than a block of images at a time asks by `per_image`.
         label: class of each image, int64 [N], or None where the data has no classes.
         residual: root mean square of (A x - y) / noise_std of each stored sample, [N,S], or None if it was not stored.
         log_likelihood: log p(y' | sample) of a fresh observation y' of the truth, [N,S], nats, or None if not stored.
@@ -43,8 +46,8 @@ class EvaluationSet:
     """
 
     domain: Domain = IMAGES
-    truth: Tensor
-    samples: Tensor
+    truth: Rows
+    samples: Rows
     label: Tensor | None = None
     residual: Tensor | None = None
     log_likelihood: Tensor | None = None
@@ -53,6 +56,7 @@ class EvaluationSet:
     feature_spaces: Mapping[str, FeatureSpace | str] = field(default_factory=dict)
     perceptual: Mapping[str, PerceptualDistance | str] = field(default_factory=dict)
     planned: int
+    _embedded: dict[str, tuple[Answer, Answer]] = field(default_factory=dict, init=False, repr=False)
     _features: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _exact_samples: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -60,7 +64,7 @@ class EvaluationSet:
         stored = self.domain.stored_dtype
         if (self.truth.dtype, self.samples.dtype) != (stored, stored):
             raise UserError(f"metrics need {self.domain} of {stored}, not of {self.truth.dtype} and {self.samples.dtype}")
-        if self.truth.ndim != 4 or self.samples.ndim != 5 or self.samples.numel() == 0:
+        if len(self.truth.shape) != 4 or len(self.samples.shape) != 5 or self.samples.shape.numel() == 0:
             raise UserError(
                 "metrics need true images [N,C,H,W] and samples [N,S,C,H,W], at least one of each, "
                 f"not {list(self.truth.shape)} and {list(self.samples.shape)}"
@@ -97,34 +101,46 @@ class EvaluationSet:
 
     @property
     def truth_unit(self) -> Tensor:
-        """True images in [0, 1], float64 [N,C,H,W]. Raises UserError for points, as the next two do."""
-        return self._unit(self.truth.double())
+        """All true images in [0, 1], float64 [N,C,H,W], in memory. Raises UserError for points, as the next two do."""
+        return self._unit(self.truth[:].double())
 
     @property
     def samples_unit(self) -> Tensor:
-        """Samples in [0, 1], float64 [N,S,C,H,W]."""
-        return self._unit(self.samples.double())
+        """All samples in [0, 1], float64 [N,S,C,H,W]."""
+        return self._unit(self.samples[:].double())
 
     @property
     def mean_unit(self) -> Tensor:
         """Mean of each image's samples in [0, 1], float64 [N,C,H,W]; not rounded to 8 bits again."""
         # Sums of 8-bit levels are exact, so that the mean of equal samples is the sample itself.
-        return self._unit(self.samples.double().mean(1))
+        return self._unit(self.samples[:].double().mean(1))
 
     def _unit(self, levels: Tensor) -> Tensor:
         self.check_images("the range [0, 1]")
         return levels / 255
 
-    def over_blocks(self, function: Callable[[EvaluationSet], Tensor]) -> Tensor:
-        """Concatenates `function` (images only, [b, ...]) over blocks of images small enough to hold as floats."""
-        return torch.cat([function(block) for block in self._blocks()])
+    @cached_property
+    def _reading(self) -> Reading:
+        return Reading(self.truth, self.samples)
 
-    def _blocks(self) -> Iterator[EvaluationSet]:
-        size = max(1, _BLOCK_VALUES // self.samples[0].numel())
-        # What else has a row for each image would not fit a block.
-        bare = replace(self, label=None, residual=None, log_likelihood=None, exact=None, prior=None, feature_spaces={})
-        for truth, samples in zip(self.truth.split(size), self.samples.split(size), strict=True):
-            yield replace(bare, truth=truth, samples=samples)
+    def per_image(self, function: Callable[..., Tensor], size: int | None = None, others: Sequence[Rows] = ()) -> Answer:
+        """Asks for `function(truth [b,C,H,W], samples [b,S,C,H,W], *others [b,...])` -> [b,...] of blocks of images.
+
+        The first answer that is taken reads all that was asked before, in one pass and a block at a time.
+
+        Args:
+            size: images in a block; None for as many as are small enough to hold as floats.
+            others: with a row for each image.
+        """
+        return self._reading.ask(function, self.block_size(_BLOCK_VALUES) if size is None else size, others)
+
+    def block_size(self, values: int) -> int:
+        """How many images have at most so many stored numbers in their samples; at least one."""
+        return max(1, values // self.samples.shape[1:].numel())
+
+    def read(self) -> None:
+        """Reads what was asked. Raises what reading raises; without it, answers read when they are taken."""
+        self._reading.read()
 
     def space(self, name: str) -> FeatureSpace:
         """Raises: MissingError with the reason if the space could not be loaded."""
@@ -140,6 +156,17 @@ class EvaluationSet:
             raise MissingError(distance)
         return distance
 
+    def ask_features(self, name: str) -> None:
+        """Has the next reading compute the features of a space; nothing where it is missing or the data are points."""
+        space = self.feature_spaces[name]
+        if name in self._embedded or isinstance(space, str) or self.domain is not IMAGES:
+            return
+        embed = partial(self._embed, space)
+        self._embedded[name] = (
+            self._reading.ask_truth(embed, _FEATURE_BATCH),
+            self._reading.ask_samples(embed, _FEATURE_BATCH),
+        )
+
     def features(self, name: str, *, normalised: bool = False) -> tuple[Tensor, Tensor]:
         """Features of truth [N,d] and samples [N,S,d], float32; computed once per space.
 
@@ -153,38 +180,39 @@ class EvaluationSet:
         if name not in self._features:
             self.check_images("a feature space")
             space = self.space(name)
-            self._features[name] = (
-                self._embed(space, self.truth, "true image"),
-                self._embed(space, self.samples.flatten(0, 1), "sample").unflatten(0, self.samples.shape[:2]),
-            )
+            self.ask_features(name)
+            truth, samples = (answer.result() for answer in self._embedded[name])
+            for features, kind in ((truth, "true image"), (samples, "sample")):
+                broken = ~features.isfinite().all(1)
+                if broken.any():
+                    position = int(broken.nonzero()[0])
+                    raise UserError(
+                        f"feature space {space.name!r} gives numbers that are not finite, first for {kind} {position}"
+                    )
+            self._features[name] = truth, samples.unflatten(0, self.samples.shape[:2])
         truth, samples = self._features[name]
         return (normalize(truth, dim=-1), normalize(samples, dim=-1)) if normalised else (truth, samples)
 
-    def _embed(self, space: FeatureSpace, images: Tensor, kind: str) -> Tensor:
-        batches = [space.features(batch).to(self.truth.device).float() for batch in images.split(_FEATURE_BATCH)]
-        features = torch.cat(batches)
-        broken = ~features.isfinite().all(1)
-        if broken.any():
-            position = int(broken.nonzero()[0])
-            raise UserError(f"feature space {space.name!r} gives numbers that are not finite, first for {kind} {position}")
-        return features
+    def _embed(self, space: FeatureSpace, images: Tensor) -> Tensor:
+        return space.features(images).to(self.truth.device).float()
 
-    def predictions(self, name: str) -> Tensor:
-        """Class that the space's classifier gives each sample, int64 [N,S].
+    def ask_predictions(self, name: str) -> Answer:
+        """Class that the space's classifier gives each sample, int64 [N*S], an image's samples being adjacent.
 
         Raises:
-            MissingError: the space is missing, or has no classifier.
+            MissingError: the space is missing; the answer, where it has no classifier.
             UserError: the data are points.
         """
         self.check_images("a classifier")
         space = self.space(name)
-        batches = []
-        for images in self.samples.flatten(0, 1).split(_FEATURE_BATCH):
+
+        def classes(images: Tensor) -> Tensor:
             predicted = space.classify(images)
             if predicted is None:
                 raise MissingError(f"feature space {name!r} has no classifier")
-            batches.append(predicted.to(self.truth.device))
-        return torch.cat(batches).unflatten(0, self.samples.shape[:2])
+            return predicted.to(self.truth.device)
+
+        return self._reading.ask_samples(classes, _FEATURE_BATCH)
 
     def exact_posterior(self) -> ExactPosterior:
         """Raises: MissingError if the posterior is not known or the data are images."""

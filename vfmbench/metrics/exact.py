@@ -44,7 +44,7 @@ def sliced_wasserstein(evaluation: EvaluationSet) -> list[MetricValue]:
 
     Of order 1 because the floor of order 2 falls only as S^(-1/4) for a posterior whose modes lie apart.
     """
-    directions = random_directions(evaluation.truth[0].numel()).to(evaluation.truth.device)
+    directions = random_directions(evaluation.truth.shape[1:].numel()).to(evaluation.truth.device)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         return sliced_distances(x, y, directions)
@@ -67,7 +67,7 @@ def mode_error(evaluation: EvaluationSet) -> list[MetricValue]:
     modes = exact.mode_weights().shape[1]
     if modes < 2:
         raise UserError("the prior has a single mode, so that no sample can belong to another")
-    variation, largest = mode_differences(exact, evaluation.samples)
+    variation, largest = mode_differences(exact, evaluation.samples[:])
     variation_floor, largest_floor = mode_differences(exact, evaluation.exact_samples(0))
     count = f"{modes} modes; K={evaluation.num_samples} samples of an observation"
     of_variation = f"total variation over the outside of the support and {count}; {_floor(variation_floor)}"
@@ -78,7 +78,7 @@ def mode_error(evaluation: EvaluationSet) -> list[MetricValue]:
 @metric(MetricSpec(name="sacc_posterior", section=Section.EXACT, direction=HIGHER, position=40, domains=("points",)))
 def sacc_posterior(evaluation: EvaluationSet) -> list[MetricValue]:
     """`sacc_posterior`: share of the samples that lie inside the prior's support (VFM B.1)."""
-    inside = mean_mode_shares(evaluation.exact_posterior(), evaluation.samples).sum(1)
+    inside = mean_mode_shares(evaluation.exact_posterior(), evaluation.samples[:]).sum(1)
     settings = f"share inside the prior's support; K={evaluation.num_samples} samples of an observation"
     return [mean_value("sacc_posterior", inside, settings, interval=share_interval)]
 

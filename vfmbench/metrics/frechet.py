@@ -12,7 +12,7 @@ from vfmbench.errors import UserError
 from vfmbench.metrics.distribution import SETTINGS, feature_sets, linearised_replicates, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
-from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.metrics.values import Later, MetricValue, in_each_space
 from vfmbench.results.schema import LOWER, MetricSpec, Section
 
 _SEED = 0
@@ -21,7 +21,7 @@ _INTERVAL = "interval: +- 1.96 standard deviations over images by the infinitesi
 
 
 @metric(MetricSpec(name="fid", section=Section.DISTRIBUTION, direction=LOWER, position=10, domains=("images",)))
-def fid(evaluation: EvaluationSet) -> list[MetricValue]:
+def fid(evaluation: EvaluationSet) -> Later:
     """`fid@space`: Fréchet distance between Gaussians fitted to both sets of features."""
 
     def in_space(name: str) -> list[MetricValue]:
@@ -38,7 +38,7 @@ def fid(evaluation: EvaluationSet) -> list[MetricValue]:
 
 
 @metric(MetricSpec(name="fid_infinity", section=Section.DISTRIBUTION, direction=LOWER, position=11, domains=("images",)))
-def fid_infinity(evaluation: EvaluationSet) -> list[MetricValue]:
+def fid_infinity(evaluation: EvaluationSet) -> Later:
     """`fid_infinity@space`: the Fréchet distance extrapolated to infinitely many images; may be negative.
 
     Missing for fewer than 5 images per feature: below, the bias is not yet proportional to 1/n.

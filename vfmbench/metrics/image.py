@@ -13,7 +13,7 @@ from torch import Tensor
 from vfmbench.errors import UserError
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
-from vfmbench.metrics.values import MetricValue, mean_value
+from vfmbench.metrics.values import Later, MetricValue, mean_value
 from vfmbench.results.schema import HIGHER, MetricSpec, Section
 
 _LEVELS = 255
@@ -27,7 +27,7 @@ _BLOCK_VALUES = 2**19
     MetricSpec(name="psnr", section=Section.RECONSTRUCTION, direction=HIGHER, position=10, domains=("images",)),
     MetricSpec(name="psnr_mean", section=Section.RECONSTRUCTION, direction=HIGHER, position=11, domains=("images",)),
 )
-def psnr(evaluation: EvaluationSet) -> list[MetricValue]:
+def psnr(evaluation: EvaluationSet) -> Later:
     """`psnr`: PSNR of one sample, averaged over samples and images; `psnr_mean` (S > 1): of the mean of an image's samples."""
     return _with_mean_of_samples(evaluation, "psnr", peak_signal_to_noise, "dB, range [0,1]", _psnr_value)
 
@@ -36,7 +36,7 @@ def psnr(evaluation: EvaluationSet) -> list[MetricValue]:
     MetricSpec(name="ssim", section=Section.RECONSTRUCTION, direction=HIGHER, position=20, domains=("images",)),
     MetricSpec(name="ssim_mean", section=Section.RECONSTRUCTION, direction=HIGHER, position=21, domains=("images",)),
 )
-def ssim(evaluation: EvaluationSet) -> list[MetricValue]:
+def ssim(evaluation: EvaluationSet) -> Later:
     """`ssim`: SSIM of one sample, averaged over samples and images; `ssim_mean` (S > 1): of the mean of an image's samples."""
     window = ssim_window(*evaluation.truth.shape[-2:])
     settings = f"range [0,1], Gaussian window {window}x{window}, sigma {_SSIM_SIGMA}, mean over channels"
@@ -150,23 +150,23 @@ def _with_mean_of_samples(
     measure: Callable[[Tensor, Tensor], Tensor],
     settings: str,
     build: Callable[[str, Tensor, str], MetricValue],
-) -> list[MetricValue]:
+) -> Later:
     """A metric of each single sample, averaged over an image's samples, and the metric of the samples' mean."""
     count = evaluation.num_samples
 
-    def of_each(block: EvaluationSet) -> Tensor:
-        return measure(block.truth.float(), block.samples.float()).mean(1)
+    def of_each(truth: Tensor, samples: Tensor) -> Tensor:
+        return measure(truth.float(), samples.float()).mean(1)
 
-    def of_mean(block: EvaluationSet) -> Tensor:
+    def of_mean(truth: Tensor, samples: Tensor) -> Tensor:
         # The sum of levels is exact, so that the mean of equal samples is the sample itself.
-        return measure(block.truth.float(), block.samples.sum(1, keepdim=True, dtype=torch.float32) / count)[:, 0]
+        return measure(truth.float(), samples.sum(1, keepdim=True, dtype=torch.float32) / count)[:, 0]
 
-    values = [
-        build(name, evaluation.over_blocks(of_each), f"{settings}; one sample, averaged over K={count} samples of an image")
-    ]
+    asked = {
+        name: (evaluation.per_image(of_each), f"{settings}; one sample, averaged over K={count} samples of an image"),
+    }
     if count > 1:
-        values.append(build(f"{name}_mean", evaluation.over_blocks(of_mean), f"{settings}; mean of K={count} samples"))
-    return values
+        asked[f"{name}_mean"] = (evaluation.per_image(of_mean), f"{settings}; mean of K={count} samples")
+    return lambda: [build(value, answer.result(), about) for value, (answer, about) in asked.items()]
 
 
 def _psnr_value(name: str, per_image: Tensor, settings: str) -> MetricValue:

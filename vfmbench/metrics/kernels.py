@@ -13,7 +13,7 @@ from vfmbench.errors import UserError
 from vfmbench.metrics.distribution import SETTINGS, counts_with_original, feature_sets, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
-from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.metrics.values import Later, MetricValue, in_each_space
 from vfmbench.results.schema import LOWER, MetricSpec, Section
 
 _BLOCK_VALUES = 2**22
@@ -31,7 +31,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
     MetricSpec(name="kid", section=Section.DISTRIBUTION, direction=LOWER, position=30, domains=("images",), compared=False),
     MetricSpec(name="kid_paired", section=Section.DISTRIBUTION, direction=LOWER, position=31, domains=("images",)),
 )
-def kid(evaluation: EvaluationSet) -> list[MetricValue]:
+def kid(evaluation: EvaluationSet) -> Later:
     """`kid@space`, `kid_paired@space`: squared MMD under the kernel (x.y/d + 1)^3 (Binkowski et al. 2018); may be negative.
 
     `kid` is the number that the usual mean over random subsets estimates.
@@ -56,7 +56,7 @@ def kid(evaluation: EvaluationSet) -> list[MetricValue]:
     MetricSpec(name="mmd", section=Section.DISTRIBUTION, direction=LOWER, position=20, domains=("images",), compared=False),
     MetricSpec(name="mmd_paired", section=Section.DISTRIBUTION, direction=LOWER, position=21, domains=("images",)),
 )
-def mmd(evaluation: EvaluationSet) -> list[MetricValue]:
+def mmd(evaluation: EvaluationSet) -> Later:
     """`mmd@space`, `mmd_paired@space`: sqrt(max(0, squared MMD)), Gaussian kernel with the median heuristic."""
 
     def in_space(name: str) -> list[MetricValue]:

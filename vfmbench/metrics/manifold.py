@@ -12,7 +12,7 @@ from vfmbench.errors import UserError
 from vfmbench.metrics.distribution import SETTINGS, feature_sets, set_value
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
-from vfmbench.metrics.values import MetricValue, in_each_space
+from vfmbench.metrics.values import Later, MetricValue, in_each_space
 from vfmbench.results.schema import HIGHER, MetricSpec, Section
 
 _SEED = 0
@@ -30,7 +30,7 @@ _NAMES = ("precision", "recall", "density", "coverage")
     MetricSpec(name="density", section=Section.DISTRIBUTION, position=42, domains=("images",)),
     MetricSpec(name="coverage", section=Section.DISTRIBUTION, direction=HIGHER, position=43, domains=("images",)),
 )
-def prdc(evaluation: EvaluationSet) -> list[MetricValue]:
+def prdc(evaluation: EvaluationSet) -> Later:
     """`precision@space`, `recall@space`, `density@space`, `coverage@space`, with balls that reach to the fifth neighbour.
 
     A sample that resembles its own true image lies in that image's ball, so that good reconstructions bring all four close to

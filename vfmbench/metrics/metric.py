@@ -8,11 +8,11 @@ from functools import update_wrapper
 
 from vfmbench.domains import Domain
 from vfmbench.metrics.evaluation import EvaluationSet
-from vfmbench.metrics.values import MetricValue
+from vfmbench.metrics.values import Later, MetricValue, later
 from vfmbench.registry import foreign_source_sha256
 from vfmbench.results.schema import MetricRow, MetricSpec
 
-Compute = Callable[[EvaluationSet], list[MetricValue]]
+Compute = Callable[[EvaluationSet], list[MetricValue] | Later]
 
 
 class Metric:
@@ -31,7 +31,11 @@ class Metric:
 
     def __call__(self, evaluation: EvaluationSet) -> list[MetricValue]:
         """Raises UserError where it cannot be computed, which the harness turns into a missing value with this reason."""
-        return self._compute(evaluation)
+        return self.begin(evaluation)()
+
+    def begin(self, evaluation: EvaluationSet) -> Later:
+        """Has the metric ask for what it needs of each image. Raises UserError, as does the function returned."""
+        return later(self._compute(evaluation))
 
     def spec(self, name: str) -> MetricSpec | None:
         """The specification of a value, `crps@pixel` being looked up as `crps`; None if it was not declared."""
@@ -55,6 +59,9 @@ class Metric:
 
 def metric(*specs: MetricSpec) -> Callable[[Compute], Metric]:
     """Declares a function as a metric that gives the values specified, each in any number of feature spaces.
+
+    The function returns its values. It may return a function that does, after asking for what it needs by
+    `EvaluationSet.per_image`, so that pixels are read once for all metrics that do so, and never all at once.
 
     >>> @metric(MetricSpec(name="bias", section=Section.RECONSTRUCTION, direction=towards(0.0)))
     ... def bias(evaluation: EvaluationSet) -> list[MetricValue]:

@@ -11,7 +11,7 @@ from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import FeatureSpace
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.metric import metric
-from vfmbench.metrics.values import MetricValue, attempt, in_each_space, mean_value
+from vfmbench.metrics.values import Later, MetricValue, attempt, for_each_space, in_each_space, mean_value, together
 from vfmbench.results.schema import HIGHER, LOWER, MetricSpec, Section, towards
 from vfmbench.results.statistics import share_interval
 
@@ -23,12 +23,17 @@ _CRPS_NAMES = ("crps", "crps_fair")
     MetricSpec(name="crps", section=Section.POSTERIOR, direction=LOWER, position=10),
     MetricSpec(name="crps_fair", section=Section.POSTERIOR, direction=LOWER, position=11),
 )
-def crps(evaluation: EvaluationSet) -> list[MetricValue]:
+def crps(evaluation: EvaluationSet) -> Later:
     """Energy score of the images (in [-1, 1]) or points, and on L2-normalised features of each space, by both estimators."""
     count, domain = evaluation.num_samples, evaluation.domain
 
+    def terms_of(truth: Tensor, samples: Tensor) -> Tensor:
+        return torch.stack(energy_terms(truth.flatten(1), samples.flatten(2)), 1)
+
+    terms = evaluation.per_image(terms_of, energy_block(count, evaluation.samples.shape[2:].numel())[0])
+
     def of_values() -> list[MetricValue]:
-        distance, spread = energy_terms(evaluation.truth.flatten(1), evaluation.samples.flatten(2))
+        distance, spread = terms.result().mT.contiguous()
         # The score scales with the numbers.
         return _crps_values(domain.unit, distance * domain.scale, spread * domain.scale, count, domain.settings)
 
@@ -36,8 +41,8 @@ def crps(evaluation: EvaluationSet) -> list[MetricValue]:
         terms = energy_terms(*evaluation.features(name, normalised=True))
         return _crps_values(name, *terms, count, "L2-normalised features", evaluation.space(name))
 
-    values = attempt([f"{name}@{domain.unit}" for name in _CRPS_NAMES], of_values)
-    return values + in_each_space(evaluation, _CRPS_NAMES, in_space)
+    values = attempt([f"{name}@{domain.unit}" for name in _CRPS_NAMES], lambda: of_values)
+    return together(values, in_each_space(evaluation, _CRPS_NAMES, in_space))
 
 
 def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,9 +61,7 @@ def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     count, dimension = samples.shape[1:]
     if count < 2:
         raise UserError("the energy score needs at least 2 samples of an image")
-    # Blocks that stay in a processor's cache: larger ones are slower.
-    width = max(1, min(dimension, _BLOCK_VALUES // count))
-    size = max(1, _BLOCK_VALUES // (count * max(count, width)))
+    size, width = energy_block(count, dimension)
     distances, spreads = [], []
     for x, draws in zip(truth.split(size), samples.split(size), strict=True):
         inner = torch.zeros(len(x), count, count, dtype=torch.float64, device=x.device)
@@ -71,6 +74,12 @@ def energy_terms(truth: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         distances.append(square.sqrt().mean(1))
         spreads.append(pairs.sqrt().sum((1, 2)))
     return torch.cat(distances), torch.cat(spreads)
+
+
+def energy_block(count: int, dimension: int) -> tuple[int, int]:
+    """Images of `count` samples, and dimensions, in a block that stays in a processor's cache: larger ones are slower."""
+    width = max(1, min(dimension, _BLOCK_VALUES // count))
+    return max(1, _BLOCK_VALUES // (count * max(count, width))), width
 
 
 def energy_score(truth: Tensor, samples: Tensor, *, fair: bool = False) -> Tensor:
@@ -86,7 +95,7 @@ def energy_score(truth: Tensor, samples: Tensor, *, fair: bool = False) -> Tenso
 
 
 @metric(MetricSpec(name="feature_distance", section=Section.RECONSTRUCTION, direction=LOWER, position=40, domains=("images",)))
-def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
+def feature_distance(evaluation: EvaluationSet) -> Later:
     """`feature_distance@space`: distance of a sample's L2-normalised features to the true image's, in [0, 2].
 
     What LPIPS is to photographs, in the feature space of a suite whose images are too small for it.
@@ -102,15 +111,15 @@ def feature_distance(evaluation: EvaluationSet) -> list[MetricValue]:
 
 
 @metric(MetricSpec(name="diversity", section=Section.CALIBRATION, position=10))
-def diversity(evaluation: EvaluationSet) -> list[MetricValue]:
+def diversity(evaluation: EvaluationSet) -> Later:
     """`diversity@pixel`, `diversity@point`: standard deviation of each entry over an image's samples (unbiased variance)."""
     count = evaluation.num_samples
     if count < 2:
         raise UserError("the spread of an image's samples needs at least 2 of them")
     domain = evaluation.domain
-    per_image = evaluation.over_blocks(lambda block: domain.scale * block.samples.double().std(1).flatten(1).mean(1))
+    spread = evaluation.per_image(lambda _, samples: domain.scale * samples.double().std(1).flatten(1).mean(1))
     settings = f"{domain.settings}; K={count} samples; mean over {domain.entries}"
-    return [mean_value(f"diversity@{domain.unit}", per_image, settings)]
+    return lambda: [mean_value(f"diversity@{domain.unit}", spread.result(), settings)]
 
 
 @metric(MetricSpec(name="residual", section=Section.CONSISTENCY, direction=towards(1.0), position=20, needs_run=True))
@@ -143,18 +152,24 @@ def nlpd(evaluation: EvaluationSet) -> list[MetricValue]:
         needs_run=True,
     ),
 )
-def classifier_agreement(evaluation: EvaluationSet) -> list[MetricValue]:
+def classifier_agreement(evaluation: EvaluationSet) -> Later:
     """`classifier_agreement@space`: share of samples that the space's classifier gives the true image's label."""
 
-    def in_space(name: str) -> list[MetricValue]:
+    count = evaluation.num_samples
+
+    def in_space(name: str) -> Later:
         if evaluation.label is None:
             raise MissingError("the data has no class labels")
-        agrees = evaluation.predictions(name) == evaluation.label.to(evaluation.truth.device)[:, None]
-        settings = f"K={evaluation.num_samples} samples of an image"
-        per_image = agrees.double().mean(1)
-        return [mean_value(f"classifier_agreement@{name}", per_image, settings, evaluation.space(name), share_interval)]
+        label, space = evaluation.label.to(evaluation.truth.device)[:, None], evaluation.space(name)
+        predictions, settings = evaluation.ask_predictions(name), f"K={count} samples of an image"
 
-    return in_each_space(evaluation, ["classifier_agreement"], in_space)
+        def values() -> list[MetricValue]:
+            per_image = (predictions.result().unflatten(0, (-1, count)) == label).double().mean(1)
+            return [mean_value(f"classifier_agreement@{name}", per_image, settings, space, share_interval)]
+
+        return values
+
+    return for_each_space(evaluation, ["classifier_agreement"], in_space)
 
 
 def _combine(distance: Tensor, spread: Tensor, count: int, fair: bool) -> Tensor:

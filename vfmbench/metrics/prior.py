@@ -29,7 +29,7 @@ def mmd_prior(evaluation: EvaluationSet) -> list[MetricValue]:
     n, draws = len(evaluation), evaluation.prior_points().transpose(0, 1).double()
     if n < 2:
         raise UserError("the MMD of a prior needs at least 2 points")
-    truth = evaluation.truth.flatten(1).double()
+    truth = evaluation.truth[:].flatten(1).double()
     # Distances do not change with an offset, and around zero they lose the fewest digits.
     truth, draws = truth - truth.mean(0), draws - truth.mean(0)
     squared_length = median_squared_distance_across(truth[None], draws.flatten(0, 1)[None])

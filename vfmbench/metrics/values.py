@@ -75,6 +75,10 @@ class MetricValue:
         return MetricResult(row, *(_array(table) for table in (self.per_image, self.replicates, self.curves)))
 
 
+Later = Callable[[], list[MetricValue]]
+"""Values that are computed when they are asked for: after everything that was asked of the images has been read."""
+
+
 def _array(table: Tensor | None) -> NDArray[np.float64] | None:
     return None if table is None else table.double().cpu().numpy()
 
@@ -117,19 +121,49 @@ def missing(name: str, reason: str, space_name: str | None = None) -> MetricValu
     return MetricValue(name=name, value=None, feature_space=space_name, reason=reason)
 
 
-def attempt(names: Sequence[str], compute: Callable[[], list[MetricValue]], space_name: str | None = None) -> list[MetricValue]:
-    """What `compute` returns; if it raises UserError, every one of `names` as missing with that reason."""
-    try:
-        return compute()
-    except UserError as error:
+def later(values: list[MetricValue] | Later) -> Later:
+    """A function that gives the values."""
+    return values if callable(values) else lambda: values
+
+
+def together(*parts: Later) -> Later:
+    """The values of all parts, one after the other."""
+    return lambda: [value for part in parts for value in part()]
+
+
+def attempt(names: Sequence[str], ask: Callable[[], list[MetricValue] | Later], space_name: str | None = None) -> Later:
+    """What `ask` returns; if it, or the function that it returns, raises UserError: every one of `names` as missing with that
+    reason.
+    """
+
+    def failed(error: UserError) -> list[MetricValue]:
         return [missing(name, str(error), space_name) for name in names]
 
+    try:
+        values = later(ask())
+    except UserError as error:
+        return later(failed(error))
 
-def in_each_space(
-    evaluation: EvaluationSet, metrics: Sequence[str], compute: Callable[[str], list[MetricValue]]
-) -> list[MetricValue]:
-    """`compute(space name)` for every feature space of the set, where it must return `metric@space` for each of `metrics`."""
-    values: list[MetricValue] = []
-    for space in evaluation.feature_spaces:
-        values += attempt([f"{metric}@{space}" for metric in metrics], partial(compute, space), space)
-    return values
+    def finish() -> list[MetricValue]:
+        try:
+            return values()
+        except UserError as error:
+            return failed(error)
+
+    return finish
+
+
+def for_each_space(evaluation: EvaluationSet, metrics: Sequence[str], ask: Callable[[str], Later]) -> Later:
+    """`ask(space name)()` for every feature space of the set, which must give `metric@space` for each of `metrics`."""
+    names = {space: [f"{metric}@{space}" for metric in metrics] for space in evaluation.feature_spaces}
+    return together(*(attempt(names[space], partial(ask, space), space) for space in names))
+
+
+def in_each_space(evaluation: EvaluationSet, metrics: Sequence[str], compute: Callable[[str], list[MetricValue]]) -> Later:
+    """`compute(space name)` for every feature space, as `for_each_space`, once the space's features are there."""
+
+    def ask(space: str) -> Later:
+        evaluation.ask_features(space)
+        return partial(compute, space)
+
+    return for_each_space(evaluation, metrics, ask)

@@ -15,6 +15,7 @@ from vfmbench.errors import MissingError, UserError
 from vfmbench.interfaces import Dataset, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.evaluation import EvaluationSet
+from vfmbench.metrics.reading import Rows
 from vfmbench.models.features import external_space
 from vfmbench.randomness import split_seed
 from vfmbench.registry import feature_spaces
@@ -26,7 +27,7 @@ Network = TypeVar("Network")
 MetricNetworks = Mapping[str, Any]
 
 # What metrics read of a shard, a row an image.
-_PER_IMAGE = ("images", "residual", "log_likelihood", "prior")
+_SMALL = ("label", "residual", "log_likelihood", "prior")
 
 
 def load_or_reason(names: Iterable[str], load: Callable[[str], Network]) -> dict[str, Network | str]:
@@ -64,6 +65,24 @@ def measured(
     return truth, task.measure(truth, label.to(device), index, split_seed(identity.split, identity.seed))
 
 
+class _StoredRows:
+    """What `read` gives for positions of a split, read when it is asked for; implements `vfmbench.metrics.reading.Rows`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, read: Callable[[list[int]], Tensor], positions: list[int], like: Tensor):
+        """Args: like: any number of such rows, for their shape and type."""
+        self._read, self._positions = read, positions
+        self.shape, self.dtype = torch.Size((len(positions), *like.shape[1:])), like.dtype
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, rows: slice | Tensor, /) -> Tensor:
+        wanted = self._positions[rows] if isinstance(rows, slice) else [self._positions[row] for row in rows.tolist()]
+        return self._read(wanted)
+
+
 def stored_evaluation(
     shards: Shards, suite: Suite, task: Task | None, dataset: Dataset, identity: RunIdentity, networks: MetricNetworks
 ) -> tuple[EvaluationSet, list[int]]:
@@ -76,8 +95,13 @@ def stored_evaluation(
     kept = shards.evaluable()
     if not kept:
         raise RuntimeError("Every image has a diverged sample; there is nothing to evaluate.")
-    stored = {name: torch.from_numpy(shards.read(name, kept)) for name in _PER_IMAGE if shards.has(name)}
-    truth, label = dataset.load(kept)
+    small = {name: torch.from_numpy(shards.read(name, kept)) for name in _SMALL if shards.has(name)}
+    none = torch.from_numpy(shards.read("images", []))
+    truth: Rows = _StoredRows(lambda positions: dataset.load(positions)[0], kept, none[:, 0])
+    samples: Rows = _StoredRows(lambda positions: torch.from_numpy(shards.read("images", positions)), kept, none)
+    if suite.domain is not IMAGES:
+        # Metrics against exact posteriors need all points, and points are small.
+        truth, samples = truth[:], samples[:]
     exact = None
     if suite.prior is not None and task is not None:
         # Of another task than the suite's own the posterior may not be known, which is no reason to lose the other metrics.
@@ -86,12 +110,12 @@ def stored_evaluation(
     evaluation = EvaluationSet(
         domain=suite.domain,
         truth=truth,
-        samples=stored["images"],
-        label=label if suite.num_classes else None,
-        residual=stored["residual"],
-        log_likelihood=stored["log_likelihood"],
+        samples=samples,
+        label=small["label"] if suite.num_classes else None,
+        residual=small["residual"],
+        log_likelihood=small["log_likelihood"],
         exact=exact,
-        prior=stored.get("prior"),
+        prior=small.get("prior"),
         feature_spaces={name: network for name, network in networks.items() if name not in suite.perceptual_names},
         perceptual={name: networks[name] for name in suite.perceptual_names},
         planned=identity.num_images,
