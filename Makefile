@@ -12,6 +12,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --package vfmbench
+	$(BIN)/mypy benchmarks
 	$(BIN)/pytest -m "not slow"
 
 lint: $(VENV)/.installed-dev

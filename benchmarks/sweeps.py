@@ -30,7 +30,7 @@ def finish(sweep: Sweep, metrics: int) -> None:
     jobs = sweep.record.folder / "jobs"
     jobs.mkdir()
     for job in sweep.jobs:
-        own = {"state": "done", "slurm": None, "node": "n", "process": 1, "seconds": 1.0, "runs": [{}]}
+        own: dict[str, object] = {"state": "done", "slurm": None, "node": "n", "process": 1, "seconds": 1.0, "runs": [{}]}
         (jobs / f"{job.id}.json").write_text(json.dumps(own))
         directory = job.runs[0].directory
         assert directory is not None

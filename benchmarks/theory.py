@@ -2,6 +2,8 @@
 
     python benchmarks/theory.py > report.md
 
+One long script because its sections are those of the page that it prints, in that order.
+
 Every number is over random problems of fixed seeds: see `LinearGaussian.random`. "Trained" is BFGS on the closed-form
 objective, which sees none of the formulas that it is held against.
 """

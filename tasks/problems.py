@@ -2,6 +2,8 @@
 
 Lengths left at None follow the image: what the paper uses at 256 pixels is scaled by the shorter side over 256 and rounded to
 what the operator needs. `task.options` then holds the resolved values.
+
+One long file on purpose: the paper's problems and their settings can be read, and compared with its table, in one place.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What an installer and a type checker see: every room, its data, and a version."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -39,3 +40,14 @@ def test_a_wheel_has_every_file_of_every_room(tmp_path):
     expected = {name for name in tracked if name.startswith("vfmbench/") and name.removeprefix("vfmbench/") not in ROOMS}
     expected |= {f"vfmbench/{name}" for name in tracked if name.split("/")[0] in ROOMS}
     assert expected <= names
+
+
+def test_a_long_module_says_why_it_is_one():
+    for file in (
+        *ROOT.glob("benchmarks/*.py"),
+        *(file for room in ("vfmbench", *ROOMS) for file in (ROOT / room).rglob("*.py")),
+    ):
+        text = file.read_text()
+        if len(text.splitlines()) > 300:
+            docstring = ast.get_docstring(ast.parse(text)) or ""
+            assert "long" in docstring.lower(), f"{file.relative_to(ROOT)} has over 300 lines and gives no reason"

@@ -1,4 +1,7 @@
-"""The one trainer: loop, micro-batches, processes, schedule, EMA, validation curves, checkpoints that resume exactly."""
+"""The one trainer: loop, micro-batches, processes, schedule, EMA, validation curves, checkpoints that resume exactly.
+
+Longer than other modules because what a checkpoint holds and what a step changes must be read side by side.
+"""
 
 from __future__ import annotations
 
