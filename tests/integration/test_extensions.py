@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vfmbench.results.paths import RunPaths
+
 SAMPLER = """
 from vfmbench import registry
 from vfmbench.interfaces import Sampler
@@ -174,7 +176,7 @@ def test_a_suite_is_a_yaml_file_with_networks_of_its_own(folder):
     assert found["psnr"]["n"] == 12
     assert found["crps@digitnet"]["value"] is not None
     (directory,) = (folder / "results/runs/mine/soft/unguided").iterdir()
-    assert "suite: mine" in (directory / "config.yaml").read_text()
+    assert "suite: mine" in RunPaths(directory).config.read_text()
     # From another folder, the networks still lie beside the file.
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()

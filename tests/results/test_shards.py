@@ -9,6 +9,7 @@ import pytest
 
 from vfmbench.errors import UserError
 from vfmbench.results import shards as module
+from vfmbench.results.paths import RunPaths
 from vfmbench.results.shards import Shard, Shards, common_positions
 
 SAMPLES = 3
@@ -23,7 +24,7 @@ def images_of(positions):
 @pytest.fixture
 def stored(tmp_path):
     """`stored([0, 1], [4], broken=(1,))`: a directory with a shard for each list of positions."""
-    (tmp_path / "samples").mkdir()
+    RunPaths(tmp_path).samples.mkdir()
 
     def store(*batches, broken=(), **fields):
         for positions in batches:
@@ -98,10 +99,11 @@ def test_images_with_a_diverged_sample_are_not_evaluable(stored):
 
 def test_a_torn_file_is_set_aside(stored):
     directory = stored([0, 1], [2, 3])
-    torn = directory / "samples" / "shard-0000002-0000003.safetensors"
+    paths = RunPaths(directory)
+    torn = paths.shard(2, 3)
     torn.write_bytes(torn.read_bytes()[:-5])
     assert Shards(directory).positions == [0, 1]
-    assert [path.name for path in (directory / "samples").glob("*.unreadable")] == ["shard-0000002-0000003.unreadable"]
+    assert list(paths.samples.glob("*.unreadable")) == [torn.with_suffix(".unreadable")]
 
 
 def test_a_tensor_that_some_files_lack_is_not_there(stored):

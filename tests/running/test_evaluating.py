@@ -87,7 +87,7 @@ def test_cost_metrics_are_means_over_batches_of_every_kind_of_evaluation():
 
 
 def test_worth_of_samples_is_a_metric_where_a_method_estimates_it(tmp_path):
-    (tmp_path / "samples").mkdir()
+    RunPaths(tmp_path).samples.mkdir()
     for part in (shard(0, 1), replace(shard(2), effective_samples=np.array([0.5], np.float32))):
         Shards(tmp_path).write(part)
     records = Shards(tmp_path).records(seed=0)
