@@ -110,7 +110,7 @@ def test_an_option_that_is_added_keeps_the_hashes_of_stored_runs():
 
 def test_every_command_has_its_module_and_its_help(capsys):
     for command in COMMANDS:
-        assert callable(importlib.import_module(f"vfmbench.commands.{command}").main)
+        assert callable(importlib.import_module(f"vfmbench.commands.{command.replace('-', '_')}").main)
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"usage: vfmbench {command}" in capsys.readouterr().out

@@ -107,5 +107,5 @@ def test_a_function_without_a_specification_is_told_what_it_lacks(plugin, tmp_pa
     bare = plugin("from vfmbench import registry\nregistry.metrics.register('bare', lambda evaluation: [])\n")
     small = ["--num-images", "2", "--samples", "1", "--out", str(tmp_path / "runs")]
     assert main(["run", "--method", "pinv", "--task", "denoise", *small, "--metrics", "bare", *bare]) == 2
-    assert "The metric 'bare' says nothing about itself" in capsys.readouterr().err
+    assert "The metric 'bare' is a function, not a Metric; decorate" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
