@@ -8,7 +8,7 @@ import torch
 from vfmbench.cli import main
 from vfmbench.registry import suites
 from vfmbench.reporting.tables import bench_table, published_seconds
-from vfmbench.running.bench import _FlopCounter, _measured, bench, matrix_rate
+from vfmbench.running.bench import FlopCounter, bench, matrix_rate, typical_cost
 from vfmbench.running.memory import peak_tensor_memory
 from vfmbench.running.plan import plan
 from vfmbench.training.untrained import untrained
@@ -48,7 +48,7 @@ def test_memory_sees_what_a_graph_keeps():
 def test_flops_of_a_gradient_with_respect_to_a_networks_input():
     network = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Conv1d(1, 4, 3)).requires_grad_(False)
     x = torch.ones(5, 1, 30, requires_grad=True)
-    with _FlopCounter() as counter:
+    with FlopCounter() as counter:
         torch.autograd.grad(network(x).sum(), x)
     linear, convolution = 2 * 5 * 30 * 20, 2 * 5 * 4 * 3 * 18
     assert counter.total == pytest.approx(2 * linear + 2 * convolution, rel=0.1)
@@ -70,7 +70,7 @@ def test_the_first_call_is_a_warm_up_unless_it_is_long_and_does_not_compile(monk
     monkeypatch.setattr("vfmbench.running.bench._ENOUGH_SECONDS", 0.0 if slow else 1e9)
     checked = plan(config(method="pinv"))
     sampler, made = checked.sampler(), []
-    _measured(lambda: made.append(None), sampler, 1, CPU, compiles)
+    typical_cost(lambda: made.append(None), sampler, 1, CPU, compiles)
     assert len(made) == calls
 
 

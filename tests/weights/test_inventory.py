@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from vfmbench import registry
 from vfmbench.commands import weights as command
 from vfmbench.errors import UserError
 from vfmbench.reporting.weights_table import document, page, state_text
@@ -159,7 +158,7 @@ def test_fetch_chooses_what_is_missing(capsys, monkeypatch):
     assert f"dino is there: {FILES['dino'].target}" in capsys.readouterr().err
     asked.clear()
     suite = SimpleNamespace(external_names=["sd_vae", "inception"])
-    monkeypatch.setattr(registry.suites, "get", lambda name: lambda options: suite)
+    monkeypatch.setattr(command, "load_suite", lambda name: suite)
     assert command.main(options("fetch", suite="imagenet256")) == 0
     assert asked == ["sd_vae", "inception"]
     with pytest.raises(UserError, match="takes names"):

@@ -8,7 +8,7 @@ import sys
 
 from vfmbench.errors import EXIT_FAILED, MissingError, UserError, unknown_name
 from vfmbench.options import parse_overrides, validate
-from vfmbench.registry import suites
+from vfmbench.registry import load_suite
 from vfmbench.reporting import console
 from vfmbench.reporting.weights_table import document, page, verdict
 from vfmbench.weights.download import fetch
@@ -82,7 +82,7 @@ def _convert(options: argparse.Namespace) -> int:
     # Reads networks, which the other actions do without.
     from vfmbench.weights.conversion import convert
 
-    suite = suites.get(options.suite)({})
+    suite = load_suite(options.suite)
     values = parse_overrides(options.overrides, ["convert"]).get("convert", {})
     folder = user_weights_folder(suite.name) if options.out is None else options.out
     for line in convert(options.file, folder, suite, values).report():
@@ -98,7 +98,7 @@ def _to_fetch(options: argparse.Namespace) -> list[str]:
     """The files asked for by name, by suite, or all; each once."""
     names = list(options.names)
     if options.suite is not None:
-        names += suites.get(options.suite)({}).external_names
+        names += load_suite(options.suite).external_names
     if not names and options.suite is None:
         raise UserError(f"weights fetch takes names ({', '.join(FILES)}), all, or --suite SUITE.")
     if "all" in names:

@@ -59,7 +59,7 @@ class Cost:
     random_weights: bool
 
 
-class _FlopCounter(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """Adds up torch's own FLOP formulas. Torch's counter also follows modules, which fails on gradients of a module's input."""
 
     def __init__(self) -> None:
@@ -105,16 +105,16 @@ def bench(plan: Plan, rate: float, largest_batch: int, random_weights: bool = Fa
     # Operations are counted one by one, and compiled code does not show its own. Which attention kernel runs, and how often its
     # gradient computes a product again, depends on processor, precision and torch's version: counted is the plain one.
     watched = drawing(1, eager)
-    with sdpa_kernel(SDPBackend.MATH), _FlopCounter() as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounter() as counter:
         watched()
     memory = peak_tensor_memory(watched, plan.device)
     memory_per_sample = _memory_per_sample(drawing(3, eager), memory, plan.device)
-    best = latency = _measured(drawing(1), sampler, 1, plan.device, execution.compile)
+    best = latency = typical_cost(drawing(1), sampler, 1, plan.device, execution.compile)
     evaluations = sampler.meter.per_sample(1)
     batch, best_batch = _GROWTH, 1
     while batch <= largest_batch:
         try:
-            cost = _measured(drawing(batch), sampler, batch, plan.device, execution.compile)
+            cost = typical_cost(drawing(batch), sampler, batch, plan.device, execution.compile)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -150,7 +150,7 @@ def _memory_per_sample(draw_three: Callable[[], object], single: int, device: to
         return None
 
 
-def _measured(
+def typical_cost(
     call: Callable[[], object], sampler: Sampler, batch: int, device: torch.device, compiles: bool
 ) -> dict[str, float]:
     """Cost per sample of the call with the median time of at most three, fewer where they are long.
