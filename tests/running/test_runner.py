@@ -189,6 +189,20 @@ def test_every_method_sees_the_same_measurements(tmp_path):
     assert len(hashes[0]) == 6
 
 
+def test_a_renamed_task_draws_the_same_random_numbers(tmp_path):
+    suite = tmp_path / "mine.yaml"
+    options = "{kernel_size: 3, std: 0.8, noise_std: 0.1}"
+    renamed = options.replace("{", "{kind: gaussian_deblur, ")
+    tasks = f"tasks: {{gaussian_deblur: {options}, soft: {renamed}}}\n"
+    suite.write_text("name: mine\ndata: {source: digits}\nimage_shape: [1, 8, 8]\n" + tasks)
+    names = ("gaussian_deblur", "soft")
+    stores = [run(config(tmp_path, suite=str(suite), method="pinv", task=name)).store for name in names]
+    assert stores[0].measurements() == stores[1].measurements()
+    records = [pd.read_parquet(store.directory / "records.parquet") for store in stores]
+    for name in ("residual", "log_likelihood"):
+        assert records[0][name].equals(records[1][name])
+
+
 def test_diverged_samples_are_marked_and_left_out(tmp_path, monkeypatch):
     sampler_class = samplers.get("pinv")
     real = sampler_class.sample

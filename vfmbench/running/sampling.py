@@ -100,7 +100,7 @@ def _within_bounds(samples: Samples) -> Tensor:
 def _fresh(plan: Plan, truth: Tensor, measurement: Measurement) -> Measurement:
     """A second observation of the true images by the same operators, with Gaussian noise of its own."""
     seed = split_seed(plan.identity.split, plan.identity.seed)
-    noise = PhiloxNoise(seed, f"fresh observation/{plan.identity.task}", measurement.index)
+    noise = PhiloxNoise(seed, f"fresh observation/{plan.identity.problem}", measurement.index)
     normal = noise.normal(measurement.y.shape[1:], draw=0)
     return replace(measurement, y=measurement.operator.forward(truth) + measurement.noise_std * normal)
 
