@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,12 @@ LOCK = ".lock"
 
 class BusyError(UserError):
     """Another process is working on the same directory."""
+
+
+def foreign_source_sha256(module: str) -> str | None:
+    """Hash of a module's source file; None for one of this package, whose code has a version, and where there is no file."""
+    file = vars(sys.modules[module]).get("__file__") if module in sys.modules else None
+    return None if file is None or module.startswith("vfmbench.") else file_sha256(Path(file))
 
 
 def replace_file(path: Path, write: bytes | Callable[[Path], object]) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from vfmbench.errors import UserError, about, unknown_name
-from vfmbench.files import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -198,12 +197,6 @@ def load_suite(name: str, options: Sections | None = None) -> Suite:
 def forget_suites() -> None:
     """Has suites built anew: for a process that changes data or environment variables while it runs."""
     _suites_built.clear()
-
-
-def foreign_source_sha256(module: str) -> str | None:
-    """Hash of a module's source file; None for one of this package, whose code has a version, and where there is no file."""
-    file = vars(sys.modules[module]).get("__file__") if module in sys.modules else None
-    return None if file is None or module.startswith("vfmbench.") else file_sha256(Path(file))
 
 
 def load_plugin(path: str) -> None:

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from functools import update_wrapper
 
 from vfmbench.domains import Domain
+from vfmbench.files import foreign_source_sha256
 from vfmbench.metrics.evaluation import EvaluationSet
 from vfmbench.metrics.values import Later, MetricValue, later
-from vfmbench.registry import foreign_source_sha256
 from vfmbench.results.schema import MetricRow, MetricSpec
 
 Compute = Callable[[EvaluationSet], list[MetricValue] | Later]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vfmbench.config import PRESETS, RUN_SECTIONS, RunConfig, RunIdentity, RunOptions, is_preset_file
 from vfmbench.errors import MissingError, UserError, about, unknown_name
+from vfmbench.files import foreign_source_sha256
 from vfmbench.interfaces import Dataset, Sampler, Suite, Task
 from vfmbench.measurement import Measurement
 from vfmbench.metrics.compute import chosen_metrics, default_metrics
@@ -20,7 +21,7 @@ from vfmbench.metrics.metric import Metric
 from vfmbench.models import compilation
 from vfmbench.options import SamplerOptions, dump, validate
 from vfmbench.precision import Execution
-from vfmbench.registry import foreign_source_sha256, load_suite, samplers
+from vfmbench.registry import load_suite, samplers
 from vfmbench.results.run_directory import RunStore
 from vfmbench.running.evaluating import measured
 
