@@ -1,8 +1,8 @@
 """How many threads compute, and how they wait for each other. Must be settled before torch is imported.
 
 Threads of OpenMP that wait at a barrier spin for milliseconds before they sleep. Beside one other busy process on a machine of
-two cores, that makes small networks up to eight times slower: the thread that everybody waits for does not get the core on which
-another spins. So they sleep after a short spin, and there are no more of them than this process may use cores.
+two cores, that makes small networks up to eight times slower: the thread that everybody waits for does not get the core on
+which another spins. So they sleep after a short spin, and there are no more of them than this process may use cores.
 """
 
 from __future__ import annotations
